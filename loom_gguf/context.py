@@ -1,0 +1,383 @@
+"""A llama_context: sequences, batches, and the rows that come out of a decode."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import weakref
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from ._native import _core, complaints, forget_complaints, lib
+from .capture import Capture
+from .catalog import Catalog, Selection
+from .errors import (
+    CaptureMemoryError,
+    ContextError,
+    ContextFullError,
+    DecodeError,
+    ModelClosedError,
+    RowMismatchError,
+)
+from .states import NodeValues, States
+from .weights import Weights
+
+Precision = Literal["fast", "exact"]
+Array: TypeAlias = npt.NDArray[Any]
+
+# The batches that tell the axes apart: (n_tokens, n_outputs). No size is a multiple of another pair's.
+_LISTED = ((3, 1), (4, 2))
+MIN_UBATCH = 4
+_KV_PAD = 256  # llama.cpp rounds the number of cells that a graph reads up to this
+
+
+@dataclass(frozen=True)
+class ContextParams:
+    """What a context is made with; a change needs a new one."""
+
+    n_ctx: int = 4096  # tokens that fit, over all sequences
+    n_ubatch: int = 512  # tokens of one decode at most; longer prompts are cut into decodes of this length
+    n_seq_max: int = 8  # sequences that may be open at once
+    n_threads: int | None = None
+    precision: Precision = "fast"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tokens of one decode, of one or several sequences, in any order."""
+
+    tokens: Array  # int32 (n_tokens,)
+    positions: Array  # int32 (n_tokens,), absolute in their sequence
+    sequences: Array  # int32 (n_tokens,)
+    outputs: Array  # bool (n_tokens,): compute this token's logits
+
+    @classmethod
+    def of_one(cls, tokens: Array, start: int, sequence: int) -> Batch:
+        """Consecutive tokens of one sequence, from position `start`; none of them is an output yet."""
+        n = len(tokens)
+        return cls(
+            np.asarray(tokens, np.int32),
+            np.arange(start, start + n, dtype=np.int32),
+            np.full(n, sequence, np.int32),
+            np.zeros(n, bool),
+        )
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a decode gave: one array per node of the selection.
+
+    Row r of an array belongs to the batch's token number `kept[r]`; a node without rows is there whole.
+    """
+
+    selection: Selection
+    arrays: tuple[Array, ...]
+    kept: Array  # int32 (n_rows,)
+    batch: Batch
+
+    def take(self, which: Array) -> Rows:
+        """Only some of the rows: an index or a mask over `kept`."""
+        arrays = tuple(
+            array if node.token_axis is None else array[which]
+            for node, array in zip(self.selection.nodes, self.arrays, strict=True)
+        )
+        return Rows(self.selection, arrays, self.kept[which], self.batch)
+
+    def of(self, sequence: int) -> Rows:
+        """Only the rows of one sequence."""
+        return self.take(self.batch.sequences[self.kept] == sequence)
+
+    def states(self, *, single: bool = False) -> States:
+        """The rows with the tokens and positions that they belong to; all of one sequence."""
+        values = {
+            node.key: NodeValues(array, node.token_axis, node.occurrence)
+            for node, array in zip(self.selection.nodes, self.arrays, strict=True)
+        }
+        return States(
+            values,
+            self.selection.roles,
+            self.batch.tokens[self.kept].tolist(),
+            self.batch.positions[self.kept].tolist(),
+            sequence=int(self.batch.sequences[0]),
+            single=single,
+        )
+
+
+class Context:
+    """Runs batches on loaded weights. One thread at a time: take `lock` around decode and sampling."""
+
+    def __init__(self, weights: Weights, params: ContextParams) -> None:
+        """Make the context, and list the graphs that it computes."""
+        self._weights = weights
+        self.lock = threading.RLock()
+        self.tapper = _core.Tapper()
+        n_seq_max = 1 if weights.recurrent else params.n_seq_max
+        self._free_sequences = list(range(n_seq_max))[::-1]
+        self._ctx: Any = _make_context(weights, params, n_seq_max, self.tapper)
+        # The tapper is the callback's user data: the context is freed before it, also at the interpreter's exit.
+        self._finalizer = weakref.finalize(self, _free_context, self._ctx, self.tapper)
+        self._memory = lib.llama_get_memory(self._ctx)
+        self.n_cells = int(lib.llama_n_ctx(self._ctx))
+        self.n_ctx = min(params.n_ctx, self.n_cells)
+        self.n_ubatch = int(lib.llama_n_ubatch(self._ctx))
+        self._buffers = _BatchBuffers(self.n_ubatch)
+        try:
+            self.catalog = Catalog(self._list_graphs(), weights.n_layer)
+        except BaseException:
+            self.close()
+            raise
+
+    # -- sequences ----------------------------------------------------------------------------------------------
+
+    def open_sequence(self) -> int:
+        """A sequence id of one's own; give it back with close_sequence."""
+        with self.lock:
+            self.need_open()
+            if not self._free_sequences:
+                raise ContextFullError(
+                    "no free sequence: too many generations are running on this model. Finish or close() one of "
+                    "the generators first"
+                )
+            return self._free_sequences.pop()
+
+    def close_sequence(self, sequence: int) -> None:
+        """Forget the sequence and its cells."""
+        with self.lock:
+            if self._finalizer.alive:
+                lib.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+            self._free_sequences.append(sequence)
+
+    # -- decoding -----------------------------------------------------------------------------------------------
+
+    def decode(self, batch: Batch) -> None:
+        """Compute a batch."""
+        with self.lock:
+            self.need_open()
+            self.tapper.off()
+            self._run(batch)
+
+    def decode_capturing(
+        self, batch: Batch, capture: Capture, keep: Array, *, stop_early: bool = False
+    ) -> Rows:
+        """Compute a batch and return what `capture` wants, for the batch's tokens number `keep`.
+
+        Where a wanted node has rows only for outputs, the kept tokens are made outputs. `stop_early` computes
+        nothing after the last wanted node: the logits are then garbage and upper layers' cells unwritten, so nothing
+        may be generated from the sequence afterwards.
+        """
+        keep = np.asarray(keep, np.int32)
+        with self.lock:
+            self.need_open()
+            n_tokens = len(batch.tokens)
+            for first_try in (True, False):
+                selection = self.catalog.topology(n_tokens).select(capture)
+                if selection.per_output:
+                    batch.outputs[keep] = True
+                status, detail, arrays = self._tapped(batch, selection, keep, stop_early)
+                if status is not _core.Status.GRAPH_CHANGED or not first_try:
+                    break
+                # This many tokens have a graph of their own: take the batch back, learn the graph, compute again.
+                self._take_back(batch, detail)
+                self.catalog.learn(self._listed(batch), n_tokens)
+                self._take_back(batch, detail)
+            _raise_for(status, detail)
+            return Rows(selection, tuple(arrays), keep, batch)
+
+    def _tapped(
+        self, batch: Batch, selection: Selection, keep: Array, stop_early: bool
+    ) -> tuple[_core.Status, str, list[Array]]:
+        # Among the outputs, a token's row is the number of outputs before it.
+        is_output = batch.outputs[keep]
+        output_rows = (np.cumsum(batch.outputs) - 1)[keep] if is_output.all() else []
+        self.tapper.tap(
+            selection.plan, len(batch.tokens), int(batch.outputs.sum()), list(keep), list(output_rows), stop_early
+        )
+        try:
+            self._run(batch)
+        except BaseException:
+            self.tapper.off()
+            raise
+        return self.tapper.finish()
+
+    def _run(self, batch: Batch) -> None:
+        forget_complaints()
+        status = lib.llama_decode(self._ctx, self._buffers.fill(batch))
+        if status == 1:
+            raise ContextFullError(
+                f"no room for {len(batch.tokens)} more tokens: the context has {self.n_cells} cells for all "
+                f"sequences together. Close a running generation, or open the model with a larger n_ctx"
+            )
+        if status != 0:
+            raise DecodeError(f"llama.cpp could not compute a batch ({status}): {complaints() or 'no reason given'}")
+
+    def _take_back(self, batch: Batch, detail: str) -> None:
+        for sequence in np.unique(batch.sequences):
+            start = int(batch.positions[batch.sequences == sequence].min())
+            if not lib.llama_memory_seq_rm(self._memory, int(sequence), start, -1):
+                raise RowMismatchError(
+                    f"the graph of {len(batch.tokens)} tokens differs from those listed ({detail}), and this "
+                    f"model's state cannot be taken back to compute it again. Set n_ubatch so that prompts are cut "
+                    f"differently"
+                )
+
+    # -- listing ------------------------------------------------------------------------------------------------
+
+    def _listed(self, batch: Batch) -> _core.Graph:
+        self.tapper.list()
+        try:
+            self._run(batch)
+        except BaseException:
+            self.tapper.off()
+            raise
+        return self.tapper.listed()
+
+    def _list_graphs(self) -> list[tuple[_core.Graph, int, int, int]]:
+        """Graphs of batches that differ in tokens, outputs and cells in use, as (graph, n_tokens, n_outputs, fill).
+
+        Token 0, over and over: only the graphs count. It also warms the weights up.
+        """
+        listings = []
+        for n_tokens, n_outputs in _LISTED:
+            listings.append((self._listed(_dummy(n_tokens, n_outputs)), n_tokens, n_outputs, 0))
+            lib.llama_memory_clear(self._memory, False)
+        if self.n_cells > _KV_PAD and not self._weights.recurrent:
+            # Cells count as used once a batch has taken them, whether it was computed or not.
+            start = 0
+            while start < _KV_PAD:
+                n = min(self.n_ubatch, _KV_PAD - start)
+                self.tapper.skip()
+                self._run(_dummy(n, 0, start))
+                start += n
+            n_tokens, n_outputs = _LISTED[0]
+            listings.append((self._listed(_dummy(n_tokens, n_outputs, start)), n_tokens, n_outputs, 1))
+            lib.llama_memory_clear(self._memory, False)
+        listings.append((self._listed(_dummy(1, 1)), 1, 1, 0))
+        # With the data: cells written from what was not computed must not hold NaN.
+        lib.llama_memory_clear(self._memory, True)
+        return listings
+
+    # -- the end ------------------------------------------------------------------------------------------------
+
+    @property
+    def handle(self) -> Any:
+        """The llama_context, for the sampler."""
+        self.need_open()
+        return self._ctx
+
+    def need_open(self) -> None:
+        """Raise ModelClosedError after close()."""
+        if not self._finalizer.alive:
+            raise ModelClosedError("this model was closed; open it again with Model(...)")
+
+    def close(self) -> None:
+        """Free the context. A second call does nothing."""
+        with self.lock:
+            self._finalizer()
+
+
+def _raise_for(status: _core.Status, detail: str) -> None:
+    if status is _core.Status.OK:
+        return
+    if status is _core.Status.OUT_OF_MEMORY:
+        raise CaptureMemoryError(
+            f"no memory for the rows of {detail}: capture fewer nodes, or a shorter prompt at a time"
+        )
+    raise RowMismatchError(f"the capture was given up: {detail}. Please report this with the model's name")
+
+
+def _make_context(weights: Weights, params: ContextParams, n_seq_max: int, tapper: _core.Tapper) -> Any:
+    if params.n_ctx < 1:
+        raise ContextError(f"n_ctx must be at least 1, not {params.n_ctx}")
+    if params.n_ubatch < MIN_UBATCH:
+        raise ContextError(f"n_ubatch must be at least {MIN_UBATCH}, not {params.n_ubatch}")
+    if params.n_threads is not None and params.n_threads < 1:
+        raise ContextError(f"n_threads must be at least 1, not {params.n_threads}")
+    if params.precision not in ("fast", "exact"):
+        raise ContextError(f'precision is "fast" or "exact", not {params.precision!r}')
+    c = lib.llama_context_default_params()
+    c.n_ctx = min(params.n_ctx, weights.n_ctx_train) if weights.n_ctx_train > 0 else params.n_ctx
+    # One decode is one ubatch, so that one pass of the graph has all rows of a batch.
+    c.n_batch = c.n_ubatch = params.n_ubatch
+    c.n_seq_max = n_seq_max
+    # Rows then come in batch order, whatever sequences they belong to.
+    c.kv_unified = True
+    # Without it, cells behind the sliding window are gone and a batch could not be taken back.
+    c.swa_full = True
+    c.n_threads = c.n_threads_batch = params.n_threads or _default_threads()
+    if params.precision == "exact":
+        c.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        c.type_k = c.type_v = lib.GGML_TYPE_F32
+    c.cb_eval = lib.ggml_backend_sched_eval_callback(_core.eval_callback())
+    c.cb_eval_user_data = tapper.user_data
+    forget_complaints()
+    ctx = lib.llama_init_from_model(weights.llama_model, c)
+    if not ctx:
+        raise ContextError(
+            f"llama.cpp cannot make a context of {params.n_ctx} tokens: {complaints() or 'no reason given'}. "
+            f"Try a smaller n_ctx"
+        )
+    return ctx
+
+
+def _free_context(ctx: Any, _tapper: _core.Tapper) -> None:
+    """The tapper comes along only to outlive the context."""
+    lib.llama_free(ctx)
+
+
+def _default_threads() -> int:
+    import os
+
+    try:
+        n = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        n = os.cpu_count() or 1
+    # Two logical processors of a core share its arithmetic; small machines are mostly virtual, where all count.
+    return n if n <= 4 else n // 2
+
+
+def _dummy(n_tokens: int, n_outputs: int, start: int = 0) -> Batch:
+    outputs = np.zeros(n_tokens, bool)
+    outputs[n_tokens - n_outputs :] = True
+    positions = np.arange(start, start + n_tokens, dtype=np.int32)
+    zeros = np.zeros(n_tokens, np.int32)
+    return Batch(zeros, positions, zeros, outputs)
+
+
+class _BatchBuffers:
+    """The memory behind a llama_batch, made once and filled for each decode."""
+
+    def __init__(self, capacity: int) -> None:
+        self._tokens = np.zeros(capacity, np.int32)
+        self._positions = np.zeros(capacity, np.int32)
+        self._n_sequences = np.ones(capacity, np.int32)
+        self._sequences = np.zeros(capacity, np.int32)
+        self._outputs = np.zeros(capacity, np.int8)
+        # seq_id is an array of pointers: each token points to its own entry of one array.
+        pointer = ctypes.POINTER(ctypes.c_int32)
+        first = self._sequences.ctypes.data
+        self._sequence_pointers = (pointer * capacity)(
+            *(ctypes.cast(first + 4 * i, pointer) for i in range(capacity))
+        )
+        self._batch = lib.llama_batch(
+            n_tokens=0,
+            token=self._tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            embd=None,
+            pos=self._positions.ctypes.data_as(pointer),
+            n_seq_id=self._n_sequences.ctypes.data_as(pointer),
+            seq_id=ctypes.cast(self._sequence_pointers, ctypes.POINTER(pointer)),
+            logits=self._outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+        )
+
+    def fill(self, batch: Batch) -> Any:
+        n = len(batch.tokens)
+        if n > len(self._tokens):
+            raise DecodeError(f"a batch of {n} tokens is longer than n_ubatch ({len(self._tokens)}): cut it")
+        self._tokens[:n] = batch.tokens
+        self._positions[:n] = batch.positions
+        self._sequences[:n] = batch.sequences
+        self._outputs[:n] = batch.outputs
+        self._batch.n_tokens = n
+        return self._batch

@@ -1,0 +1,172 @@
+"""Every way of failing has its own class here, and its text says what to do.
+
+LoomError
+├── EngineVersionError          another llama-cpp-python than the one this build was made for
+├── ModelNotFoundError          no such model file or name
+├── ModelLoadError              the file is there, but it cannot be run
+│   ├── NotGGUFError            it is something else than GGUF
+│   ├── CorruptGGUFError        its header contradicts itself
+│   └── TruncatedGGUFError      it ends before its tensors do
+├── ModelClosedError            used after close()
+├── ContextError                a context cannot be made with these settings
+├── PromptError
+│   ├── EmptyPromptError        nothing to compute
+│   ├── PromptTooLongError      more tokens than the context holds
+│   ├── TokenError              a token id outside the vocabulary
+│   └── NoVocabularyError       text given to a model that has no tokenizer
+├── ContextFullError            other sequences hold the cells or sequence slots that this one needs
+├── DecodeError                 llama.cpp refused a batch
+├── SamplingError               sampling parameters out of range
+├── CaptureError
+│   ├── LayerRangeError         no such layer
+│   ├── UnknownNodeError        no such node in the graph
+│   ├── CaptureUnsupportedError this model or node cannot be captured so
+│   ├── CaptureMemoryError      no memory for the captured rows
+│   └── RowMismatchError        the graph did not give one row per token: nothing is returned
+└── StatesError
+    ├── NotCapturedError        states do not hold what is asked of them
+    └── StatesFileError         a file of states cannot be written or read
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CaptureError",
+    "CaptureMemoryError",
+    "CaptureUnsupportedError",
+    "ContextError",
+    "ContextFullError",
+    "CorruptGGUFError",
+    "DecodeError",
+    "EmptyPromptError",
+    "EngineVersionError",
+    "LayerRangeError",
+    "LoomError",
+    "ModelClosedError",
+    "ModelLoadError",
+    "ModelNotFoundError",
+    "NoVocabularyError",
+    "NotCapturedError",
+    "NotGGUFError",
+    "PromptError",
+    "PromptTooLongError",
+    "RowMismatchError",
+    "SamplingError",
+    "StatesError",
+    "StatesFileError",
+    "TokenError",
+    "TruncatedGGUFError",
+    "UnknownNodeError",
+]
+
+
+class LoomError(Exception):
+    """Base of every error that loom_gguf raises on purpose."""
+
+
+class EngineVersionError(LoomError, ImportError):
+    """The installed llama-cpp-python is not the one this build was made for."""
+
+
+class ModelNotFoundError(LoomError, FileNotFoundError):
+    """No model file has this path or name."""
+
+
+class ModelLoadError(LoomError):
+    """The model file exists, but llama.cpp cannot run it."""
+
+
+class NotGGUFError(ModelLoadError):
+    """The file is not GGUF."""
+
+
+class CorruptGGUFError(ModelLoadError):
+    """The file's header cannot be read, or contradicts itself."""
+
+
+class TruncatedGGUFError(ModelLoadError):
+    """The file ends before the tensors that its header announces."""
+
+
+class ModelClosedError(LoomError):
+    """The model was closed."""
+
+
+class ContextError(LoomError):
+    """llama.cpp cannot make a context with these settings."""
+
+
+class PromptError(LoomError, ValueError):
+    """The prompt cannot be used."""
+
+
+class EmptyPromptError(PromptError):
+    """The prompt has no tokens."""
+
+
+class PromptTooLongError(PromptError):
+    """The prompt has more tokens than the context holds."""
+
+
+class TokenError(PromptError):
+    """A token id lies outside the vocabulary."""
+
+
+class NoVocabularyError(PromptError):
+    """The model file carries no tokenizer, so text cannot become tokens or tokens text."""
+
+
+class ContextFullError(LoomError):
+    """The context has no free sequence or no free cells: other sequences hold them."""
+
+
+class DecodeError(LoomError):
+    """llama.cpp refused to compute a batch."""
+
+
+class SamplingError(LoomError, ValueError):
+    """A sampling parameter is out of its range."""
+
+
+class CaptureError(LoomError):
+    """Base of what can go wrong with a capture."""
+
+
+class LayerRangeError(CaptureError, IndexError):
+    """A layer index is outside of the model's layers."""
+
+
+class UnknownNodeError(CaptureError, KeyError):
+    """The graph has no node of this name."""
+
+    def __str__(self) -> str:
+        """The text itself; KeyError would show it quoted."""
+        return str(self.args[0])
+
+
+class CaptureUnsupportedError(CaptureError):
+    """This model, or this node, cannot be captured in the way that was asked for."""
+
+
+class CaptureMemoryError(CaptureError, MemoryError):
+    """Memory for the captured rows could not be had."""
+
+
+class RowMismatchError(CaptureError):
+    """The graph did not give exactly one row per token and node; no row is returned rather than a wrong one."""
+
+
+class StatesError(LoomError):
+    """Base of what can go wrong with captured states."""
+
+
+class NotCapturedError(StatesError, KeyError):
+    """The states do not hold this node, or not in this form."""
+
+    def __str__(self) -> str:
+        """The text itself; KeyError would show it quoted."""
+        return str(self.args[0])
+
+
+class StatesFileError(StatesError):
+    """A file of states cannot be written or read."""

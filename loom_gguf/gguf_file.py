@@ -1,0 +1,135 @@
+"""What a GGUF file says about itself, read without its weights."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ._native import _core, complaints, forget_complaints
+from .errors import CorruptGGUFError, ModelNotFoundError, NotGGUFError, TruncatedGGUFError
+
+_MAGIC = b"GGUF"
+
+# llama.cpp sizes its tables for this many blocks and ends the process beyond (LLAMA_MAX_LAYERS).
+_MAX_LAYERS = 512
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A weight as the file announces it."""
+
+    name: str
+    shape: tuple[int, ...]  # numpy's order: the last dimension is the innermost
+    type: str  # "F32", "Q4_0", ...: lower case as ggml writes it
+    offset: int  # in bytes, from the beginning of the file
+    size: int  # in bytes
+
+
+@dataclass(frozen=True)
+class GGUFFile:
+    """The header of a GGUF file."""
+
+    path: Path
+    size: int  # of the file, in bytes
+    version: int
+    metadata: dict[str, Any]  # arrays of numbers are numpy arrays, arrays of strings are lists
+    tensors: tuple[TensorInfo, ...]
+
+    @property
+    def arch(self) -> str:
+        """The architecture, as llama.cpp calls it ("llama", "gemma2", ...)."""
+        return str(self.metadata.get("general.architecture", "unknown"))
+
+    def hparam(self, name: str, default: Any = None) -> Any:
+        """The metadata value `<arch>.<name>`."""
+        return self.metadata.get(f"{self.arch}.{name}", default)
+
+    @property
+    def n_params(self) -> int:
+        """Number of weights."""
+        return sum(_elements(tensor.shape) for tensor in self.tensors)
+
+    @property
+    def quantization(self) -> str:
+        """The type that holds most of the weights, in capitals ("F16", "Q4_0", "Q4_K", ...)."""
+        weights: Counter[str] = Counter()
+        for tensor in self.tensors:
+            weights[tensor.type] += _elements(tensor.shape)
+        return weights.most_common(1)[0][0].upper() if weights else "none"
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    n = 1
+    for size in shape:
+        n *= size
+    return n
+
+
+def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
+    """The header of the file at `path`, checked as far as it can be without loading it.
+
+    Raises ModelNotFoundError, NotGGUFError, CorruptGGUFError or TruncatedGGUFError.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            magic = file.read(len(_MAGIC))
+            size = os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        raise ModelNotFoundError(f"no model file at {path}: check the path") from None
+    except IsADirectoryError:
+        raise ModelNotFoundError(f"{path} is a folder: name the .gguf file in it") from None
+    except OSError as error:
+        raise ModelNotFoundError(f"{path} cannot be read: {error.strerror}") from None
+    if magic != _MAGIC:
+        if _MAGIC.startswith(magic):
+            raise TruncatedGGUFError(f"{path} has {size} bytes, too few for a GGUF file: download it again")
+        raise NotGGUFError(
+            f"{path} is not a GGUF file (it begins with {magic!r}). PyTorch and safetensors models must be "
+            f"converted first, with llama.cpp's convert_hf_to_gguf.py"
+        )
+    forget_complaints()
+    try:
+        version, metadata, tensors = _core.read_gguf(str(path))
+    except ValueError:
+        reason = complaints() or "its header cannot be read"
+        raise CorruptGGUFError(f"{path} is damaged: {reason}. Download or convert it again") from None
+    file_header = GGUFFile(
+        path=path,
+        size=size,
+        version=version,
+        metadata=metadata,
+        tensors=tuple(
+            TensorInfo(name, _numpy_shape(ne), type_name, offset, n_bytes)
+            for name, ne, type_name, offset, n_bytes in tensors
+        ),
+    )
+    _check(file_header)
+    return file_header
+
+
+def _numpy_shape(ne: list[int]) -> tuple[int, ...]:
+    while len(ne) > 1 and ne[-1] == 1:
+        ne = ne[:-1]
+    return tuple(reversed(ne))
+
+
+def _check(file: GGUFFile) -> None:
+    end = max((tensor.offset + tensor.size for tensor in file.tensors), default=0)
+    if end > file.size:
+        raise TruncatedGGUFError(
+            f"{file.path} is truncated: it has {file.size:,} bytes, but its tensors end at byte {end:,}. "
+            f"Download it again"
+        )
+    arch = file.metadata.get("general.architecture")
+    if not isinstance(arch, str) or not arch:
+        raise CorruptGGUFError(f"{file.path} does not say its architecture (general.architecture)")
+    n_layer = file.hparam("block_count")
+    if isinstance(n_layer, int) and n_layer > _MAX_LAYERS:
+        raise CorruptGGUFError(
+            f"{file.path} announces {n_layer:,} blocks; llama.cpp runs at most {_MAX_LAYERS}. "
+            f"Download or convert it again"
+        )

@@ -1,0 +1,311 @@
+"""A GGUF model, opened for running and looking inside."""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal
+
+import numpy as np
+
+from .capture import Capture
+from .catalog import Node
+from .context import Array, Batch, Context, ContextParams, Precision
+from .errors import CaptureError, EmptyPromptError, ModelClosedError, PromptTooLongError, SamplingError
+from .library import resolve
+from .sampling import Sampler, Sampling
+from .states import States
+from .text import TextStream
+from .weights import Weights
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One generated token, with the rows of the forward pass whose logits produced it.
+
+    The token that ends the generation is a step too: its text is empty, or what had been held back.
+    """
+
+    token_id: int
+    text: str  # empty where text is held back: half a character, or what may become a stop string
+    index: int  # number of this step, from 0
+    position: int  # of the token that was read, not of the one produced: n_prompt - 1 + index
+    states: States | None  # one row per captured node; None without a capture
+    finish_reason: FinishReason | None  # on the last step; "length": max_tokens or the context's end was reached
+    prompt_states: States | None = None  # on the first step, where asked for: rows of positions 0 to n_prompt - 2
+
+
+class Model:
+    """A GGUF model in this process.
+
+    >>> with Model("demo") as model:
+    ...     states = model.forward("Once upon a time", Capture.all_layers())
+    ...     states["l_out-3"].shape
+    (4, 128)
+
+    Methods may be called from several threads; they take turns. Several generations may be under way at once.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        n_ctx: int = 4096,
+        n_ubatch: int = 512,
+        n_gpu_layers: int = -1,
+        n_threads: int | None = None,
+        precision: Precision = "fast",
+    ) -> None:
+        """Load a model.
+
+        model: path of a .gguf file, or "demo" for the model that comes with the package.
+        n_ctx: tokens that fit into the context, at most the model's own length.
+        n_ubatch: tokens of one forward pass; longer prompts are computed in pieces of this length.
+        n_gpu_layers: blocks to keep on the GPU, -1 for all; without a GPU it means nothing.
+        n_threads: CPU threads; None chooses by the machine.
+        precision: "fast" is how the model runs in practice (flash attention, float16 cache); "exact" computes
+            attention in float32 with a float32 cache, for comparison with other implementations.
+        """
+        self.path = resolve(model)
+        self._weights = Weights(self.path, n_gpu_layers)
+        self._closed = False
+        try:
+            self._context = Context(
+                self._weights,
+                ContextParams(n_ctx=n_ctx, n_ubatch=n_ubatch, n_threads=n_threads, precision=precision),
+            )
+        except BaseException:
+            self._weights.close()
+            raise
+
+    # -- facts --------------------------------------------------------------------------------------------------
+
+    @property
+    def arch(self) -> str:
+        """The architecture, as llama.cpp calls it."""
+        return self._weights.file.arch
+
+    @property
+    def n_layer(self) -> int:
+        """Number of transformer blocks."""
+        return self._weights.n_layer
+
+    @property
+    def n_embd(self) -> int:
+        """Width of a hidden state."""
+        return self._weights.n_embd
+
+    @property
+    def n_vocab(self) -> int:
+        """Number of token ids."""
+        return self._weights.vocab.n_tokens
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens that fit into the context."""
+        return self._context.n_ctx
+
+    def nodes(self) -> list[Node]:
+        """The nodes of one forward pass over several tokens, in graph order."""
+        self._need_open()
+        return list(self._context.catalog.several.nodes)
+
+    def __repr__(self) -> str:
+        """Path, architecture and size."""
+        return f"<Model {self.path.name}: {self.arch}, {self.n_layer} layers, n_embd {self.n_embd}>"
+
+    # -- text and tokens ----------------------------------------------------------------------------------------
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of `text`, with the special tokens that the model adds (e.g. a beginning-of-sequence token)."""
+        self._need_open()
+        return self._weights.vocab.tokenize(text)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """The text of token ids; a beginning-of-sequence token that `tokenize` adds is left out."""
+        self._need_open()
+        return self._weights.vocab.detokenize(ids)
+
+    # -- running ------------------------------------------------------------------------------------------------
+
+    def forward(
+        self, prompt: str | Sequence[int], capture: Capture, keep: Literal["all", "last"] = "all"
+    ) -> States:
+        """Compute one prompt and return the captured rows of all its tokens, or of its last one.
+
+        Text is tokenized with the model's own special tokens; token ids are taken as they are. Nothing is computed
+        after the last wanted node.
+        """
+        if keep not in ("all", "last"):
+            raise ValueError(f'keep is "all" or "last", not {keep!r}')
+        if not capture:
+            raise CaptureError("nothing to capture: give e.g. Capture.all_layers()")
+        tokens = self._prompt(prompt)
+        ctx = self._context
+        ctx.catalog.several.select(capture)  # what cannot be captured is said before anything is computed
+        sequence = ctx.open_sequence()
+        try:
+            parts = []
+            for start in range(0, len(tokens), ctx.n_ubatch):
+                piece = tokens[start : start + ctx.n_ubatch]
+                batch = Batch.of_one(piece, start, sequence)
+                if keep == "all":
+                    kept = np.arange(len(piece))
+                elif start + len(piece) == len(tokens):
+                    kept = np.array([len(piece) - 1])
+                else:
+                    ctx.decode(batch)
+                    continue
+                parts.append(ctx.decode_capturing(batch, capture, kept, stop_early=True).states())
+            return States.concatenate(parts)
+        finally:
+            ctx.close_sequence(sequence)
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        capture: Capture | None = None,
+        max_tokens: int = 128,
+        temperature: float = 0.0,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        min_p: float = 0.0,
+        seed: int | None = 0,
+        stop: Sequence[str] = (),
+        prompt_states: bool = False,
+    ) -> Iterator[Step]:
+        """Generate token by token; each step carries the rows of the pass that produced its token.
+
+        temperature 0 takes the most probable token each time. seed None draws a fresh one. `stop`: strings that end
+        the generation and are not part of its text. `prompt_states`: the first step also brings the rows of the
+        prompt's other tokens.
+
+        Everything is checked at once; computing begins with the first step. The generation holds one of the model's
+        sequences until it ends or the iterator is closed.
+        """
+        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
+        if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
+            raise SamplingError(f"max_tokens must be an integer of at least 1, not {max_tokens!r}")
+        tokens = self._prompt(prompt)
+        if capture:
+            self._context.catalog.several.select(capture)
+        elif prompt_states:
+            raise CaptureError("prompt_states=True needs a capture that says which nodes")
+        return self._steps(tokens, capture, sampling, max_tokens, TextStream(stop), prompt_states)
+
+    def _steps(
+        self,
+        tokens: Array,
+        capture: Capture | None,
+        sampling: Sampling,
+        max_tokens: int,
+        stream: TextStream,
+        prompt_states: bool,
+    ) -> Iterator[Step]:
+        ctx, vocab = self._context, self._weights.vocab
+        self._need_open()
+        sampler = Sampler(sampling)
+        sequence = -1
+        try:
+            sequence = ctx.open_sequence()
+            start, before = self._prefill(tokens, sequence, capture if prompt_states else None)
+            read = tokens[start:]
+            for index in range(max_tokens):
+                batch = Batch.of_one(read, start, sequence)
+                batch.outputs[-1] = True
+                step_states = None
+                with ctx.lock:  # no other decode may come between the logits and the sampler
+                    if capture:
+                        kept = np.arange(len(read)) if prompt_states and index == 0 else np.array([len(read) - 1])
+                        rows = ctx.decode_capturing(batch, capture, kept)
+                        step_states = rows.take(np.array([len(kept) - 1])).states(single=True)
+                        if len(kept) > 1:
+                            before.append(rows.take(np.arange(len(kept) - 1)).states())
+                    else:
+                        ctx.decode(batch)
+                    token_id = sampler.sample(ctx.handle, len(read) - 1)
+                start += len(read)
+                ended = vocab.ends_generation(token_id)
+                text = "" if ended else stream.feed(vocab.piece(token_id))
+                reason: FinishReason | None = None
+                if ended or stream.stopped:
+                    reason = "stop"
+                elif index + 1 == max_tokens or start >= ctx.n_ctx:
+                    reason = "length"
+                if reason:
+                    text += stream.finish()
+                yield Step(
+                    token_id=token_id,
+                    text=text,
+                    index=index,
+                    position=start - 1,
+                    states=step_states,
+                    finish_reason=reason,
+                    prompt_states=States.concatenate(before) if before and index == 0 else None,
+                )
+                if reason:
+                    return
+                read = np.array([token_id], np.int32)
+        finally:
+            sampler.close()
+            if sequence >= 0:
+                ctx.close_sequence(sequence)
+
+    def _prefill(self, tokens: Array, sequence: int, capture: Capture | None) -> tuple[int, list[States]]:
+        """Compute all pieces of a prompt but the last; where that begins, and the rows of those before it."""
+        ctx = self._context
+        last = (len(tokens) - 1) // ctx.n_ubatch * ctx.n_ubatch
+        parts = []
+        for start in range(0, last, ctx.n_ubatch):
+            batch = Batch.of_one(tokens[start : start + ctx.n_ubatch], start, sequence)
+            if capture:
+                parts.append(ctx.decode_capturing(batch, capture, np.arange(ctx.n_ubatch)).states())
+            else:
+                ctx.decode(batch)
+        return last, parts
+
+    def _prompt(self, prompt: str | Sequence[int]) -> Array:
+        """Checked token ids, int32 (n_tokens,)."""
+        self._need_open()
+        if isinstance(prompt, str):
+            ids: Sequence[int] = self._weights.vocab.tokenize(prompt)
+        else:
+            ids = [operator.index(token) for token in prompt]
+            self._weights.vocab.check(ids)
+        if not ids:
+            raise EmptyPromptError("the prompt is empty: give at least one token")
+        if len(ids) > self.n_ctx:
+            raise PromptTooLongError(
+                f"the prompt has {len(ids):,} tokens, but the context holds {self.n_ctx:,}: shorten it, or open the "
+                f"model with a larger n_ctx (this model was trained for {self._weights.n_ctx_train:,})"
+            )
+        return np.array(ids, np.int32)
+
+    # -- the end ------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Give the memory back. A second call does nothing; any other use afterwards raises ModelClosedError."""
+        if not self._closed:
+            self._closed = True
+            self._context.close()
+            self._weights.close()
+
+    def __enter__(self) -> Model:
+        """Close at the end of the block."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def _need_open(self) -> None:
+        if self._closed:
+            raise ModelClosedError("this model was closed; open it again with Model(...)")

@@ -1,0 +1,214 @@
+"""Captured rows: numbers with the node, position and token that each row belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import CaptureUnsupportedError, NotCapturedError, StatesError
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class NodeValues:
+    """What was captured of one node."""
+
+    array: Array  # rows first; for a node without rows the tensor as it is
+    row_axis: int | None  # where the rows stand in the graph's own tensor (numpy's order); None: it has no rows
+    occurrence: int = 0  # which of the nodes of its name
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which of the captured nodes are hidden states, in the model's order."""
+
+    n_layer: int
+    layers: Mapping[int, str]  # block index -> key
+    embedding: str | None
+    final: str | None
+
+
+class States(Mapping[str, Array]):
+    """Rows of one sequence, by node key.
+
+    `states["l_out-5"]` has shape (n_rows, n_embd), float32: row r was computed where the model read token
+    `states.tokens[r]` at position `states.positions[r]`. The states of a generation step are one row, without the
+    first axis: (n_embd,).
+
+    A node that has no rows (`model.nodes()` tells) is given whole by `states.tensor(key)`.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, NodeValues],
+        roles: Roles,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        *,
+        sequence: int = 0,
+        single: bool = False,
+    ) -> None:
+        """`single`: one row, to be shown without its axis."""
+        self._values = dict(values)
+        self._roles = roles
+        self.tokens = [int(t) for t in tokens]
+        self.positions = [int(p) for p in positions]
+        self.sequence = sequence
+        self._single = single
+        for key, value in self._values.items():
+            if value.row_axis is not None and len(value.array) != len(self.tokens):
+                raise StatesError(f"{key} has {len(value.array)} rows for {len(self.tokens)} tokens")
+
+    # -- as a mapping -------------------------------------------------------------------------------------------
+
+    def __getitem__(self, key: str) -> Array:
+        """The rows of a node, by name or key."""
+        value = self._value(key)
+        if value.row_axis is None:
+            raise NotCapturedError(f"{key} has no rows (no axis counts tokens): use states.tensor({key!r})")
+        return value.array[0] if self._single else value.array
+
+    def __iter__(self) -> Iterator[str]:
+        """Keys of the nodes that have rows, in graph order."""
+        return (key for key, value in self._values.items() if value.row_axis is not None)
+
+    def __len__(self) -> int:
+        """Number of nodes that have rows."""
+        return sum(value.row_axis is not None for value in self._values.values())
+
+    def __contains__(self, key: object) -> bool:
+        """Whether this node was captured, with rows or whole."""
+        return isinstance(key, str) and self._find(key) is not None
+
+    def __repr__(self) -> str:
+        """Nodes, rows and size."""
+        n_bytes = sum(value.array.nbytes for value in self._values.values())
+        return f"<States: {len(self._values)} nodes, {len(self.tokens)} rows, {n_bytes / 1e6:.1f} MB>"
+
+    # -- hidden states ------------------------------------------------------------------------------------------
+
+    @property
+    def layers(self) -> list[int]:
+        """Indices of the captured layers."""
+        return sorted(self._roles.layers)
+
+    @property
+    def n_layer(self) -> int:
+        """Number of blocks of the model, captured or not."""
+        return self._roles.n_layer
+
+    def layer(self, index: int) -> Array:
+        """The output of a block, before any final norm; negative indices count from the model's last block."""
+        il = index + self._roles.n_layer if index < 0 else index
+        key = self._roles.layers.get(il)
+        if key is None:
+            raise NotCapturedError(f"layer {index} was not captured; captured layers: {self.layers or 'none'}")
+        return self[key]
+
+    @property
+    def embedding(self) -> Array:
+        """The input of block 0 (Hugging Face's hidden_states[0])."""
+        if self._roles.embedding is None:
+            raise NotCapturedError("the embedding was not captured: use Capture.layers([...], embedding=True)")
+        return self[self._roles.embedding]
+
+    @property
+    def final(self) -> Array:
+        """The last block's output after the final norm (Hugging Face's hidden_states[-1])."""
+        if self._roles.final is None:
+            raise NotCapturedError("the final state was not captured: use Capture.layers([...], final=True)")
+        return self[self._roles.final]
+
+    @property
+    def hidden_states(self) -> tuple[Array, ...]:
+        """n_layer + 1 arrays as Hugging Face orders them: the embedding, the outputs of blocks 0 to n_layer-2, final.
+
+        The last block's own output, before the final norm, is not among them: `layer(-1)` has it.
+        """
+        blocks = range(self._roles.n_layer - 1)
+        return (self.embedding, *(self.layer(il) for il in blocks), self.final)
+
+    def tensor(self, key: str) -> Array:
+        """A node whole, in the graph's own shape (numpy's order), whether it has rows or not."""
+        value = self._value(key)
+        return value.array if value.row_axis is None else np.moveaxis(value.array, 0, value.row_axis)
+
+    @property
+    def tensors(self) -> list[str]:
+        """Keys of the captured nodes that have no rows."""
+        return [key for key, value in self._values.items() if value.row_axis is None]
+
+    # -- parts --------------------------------------------------------------------------------------------------
+
+    @property
+    def values_by_key(self) -> Mapping[str, NodeValues]:
+        """Every captured node, with or without rows, as it is stored."""
+        return self._values
+
+    @property
+    def roles(self) -> Roles:
+        """Which nodes are hidden states."""
+        return self._roles
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[States]) -> States:
+        """The rows of several states after one another: the pieces of a prompt, or the steps of a generation.
+
+        Nodes without rows cannot be put together, and must not be in more than one part.
+        """
+        if not parts:
+            raise StatesError("nothing to concatenate: no states given")
+        first = parts[0]
+        if len(parts) == 1:
+            return cls(first._values, first._roles, first.tokens, first.positions, sequence=first.sequence)
+        values = {}
+        for part in parts[1:]:
+            if part._values.keys() != first._values.keys():
+                odd = sorted(part._values.keys() ^ first._values.keys())
+                raise CaptureUnsupportedError(
+                    f"parts of different lengths have different nodes ({', '.join(odd[:3])}, ...): their graphs "
+                    f"differ. Name the nodes that you want instead of capturing everything"
+                )
+        for key, value in first._values.items():
+            if value.row_axis is None:
+                raise CaptureUnsupportedError(
+                    f"node {key} has no rows, so its values from {len(parts)} decodes cannot be one array. Leave "
+                    f"it out, or open the model with an n_ubatch that holds the whole prompt"
+                )
+            arrays = [part._values[key].array for part in parts]
+            if len({array.shape[1:] for array in arrays}) > 1:
+                raise CaptureUnsupportedError(
+                    f"rows of node {key} grow with the cache from decode to decode: open the model with an "
+                    f"n_ubatch that holds the whole prompt"
+                )
+            values[key] = NodeValues(np.concatenate(arrays), value.row_axis, value.occurrence)
+        return cls(
+            values,
+            first._roles,
+            [t for part in parts for t in part.tokens],
+            [p for part in parts for p in part.positions],
+            sequence=first.sequence,
+        )
+
+    def _find(self, key: str) -> NodeValues | None:
+        value = self._values.get(key)
+        if value is None:
+            # The last occurrence is stored under its bare name, but may be asked for by number.
+            name, mark, number = key.rpartition("#")
+            last = self._values.get(name) if mark else None
+            if last is not None and number == str(last.occurrence):
+                value = last
+        return value
+
+    def _value(self, key: str) -> NodeValues:
+        value = self._find(key)
+        if value is None:
+            have = list(self._values)
+            shown = ", ".join(have[:6]) + (", ..." if len(have) > 6 else "")
+            raise NotCapturedError(f"{key!r} was not captured; captured: {shown or 'nothing'}")
+        return value

@@ -1,0 +1,78 @@
+"""A model's tokenizer."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+from ._native import lib
+from .errors import NoVocabularyError, TokenError
+
+_NO_VOCABULARY = 0  # LLAMA_VOCAB_TYPE_NONE
+
+
+class Vocab:
+    """Text to token ids and back. Borrows the model's vocabulary: the model must outlive it."""
+
+    def __init__(self, llama_model: Any) -> None:
+        """Take the vocabulary of a loaded model."""
+        self._vocab = lib.llama_model_get_vocab(llama_model)
+        self.n_tokens = int(lib.llama_vocab_n_tokens(self._vocab))
+        self.has_text = lib.llama_vocab_type(self._vocab) != _NO_VOCABULARY
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of `text`, with the special tokens that the model adds, and those written in the text."""
+        self._need_text()
+        data = text.encode("utf-8", "surrogatepass")
+        capacity = len(data) + 8
+        while True:
+            tokens = (lib.llama_token * capacity)()
+            n = lib.llama_tokenize(self._vocab, data, len(data), tokens, capacity, True, True)
+            if n >= 0:
+                return list(tokens[:n])
+            capacity = -n
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """The text of `ids`. A leading token that `tokenize` adds is left out; other special tokens are written."""
+        self._need_text()
+        self.check(ids)
+        tokens = (lib.llama_token * len(ids))(*ids)
+        capacity = 16 * len(ids) + 16
+        while True:
+            buffer = ctypes.create_string_buffer(capacity)
+            n = lib.llama_detokenize(self._vocab, tokens, len(ids), buffer, capacity, True, True)
+            if n >= 0:
+                return buffer.raw[:n].decode("utf-8", "replace")
+            capacity = -n
+
+    def piece(self, token_id: int) -> bytes:
+        """The bytes that this token adds to the text: none for a special token, or without a vocabulary."""
+        if not self.has_text:
+            return b""
+        capacity = 64
+        while True:
+            buffer = ctypes.create_string_buffer(capacity)
+            n = lib.llama_token_to_piece(self._vocab, token_id, buffer, capacity, 0, False)
+            if n >= 0:
+                return buffer.raw[:n]
+            capacity = -n
+
+    def ends_generation(self, token_id: int) -> bool:
+        """Whether the model means "the end" by this token."""
+        return bool(lib.llama_vocab_is_eog(self._vocab, token_id))
+
+    def check(self, ids: Sequence[int]) -> None:
+        """Raise TokenError unless every id is one of the vocabulary's."""
+        for at, token_id in enumerate(ids):
+            if not 0 <= token_id < self.n_tokens:
+                raise TokenError(
+                    f"token id {token_id} (number {at} of the prompt) is outside of the vocabulary: ids go from 0 "
+                    f"to {self.n_tokens - 1}"
+                )
+
+    def _need_text(self) -> None:
+        if not self.has_text:
+            raise NoVocabularyError(
+                "this model file carries no tokenizer: give token ids instead of text (model.forward([1, 2, 3], ...))"
+            )

@@ -1,0 +1,55 @@
+"""A model's weights in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ._native import complaints, forget_complaints, lib
+from .errors import CaptureUnsupportedError, ModelLoadError
+from .gguf_file import read_gguf
+from .vocab import Vocab
+
+
+class Weights:
+    """A loaded llama_model with its vocabulary. Contexts made of it must be closed before it is."""
+
+    def __init__(self, path: Path, n_gpu_layers: int = -1) -> None:
+        """Load the GGUF file at `path`; n_gpu_layers: blocks to keep on the GPU, -1 for all."""
+        self.file = read_gguf(path)
+        self.llama_model: Any = None
+        params = lib.llama_model_default_params()
+        params.n_gpu_layers = n_gpu_layers
+        forget_complaints()
+        model = lib.llama_model_load_from_file(str(path).encode(), params)
+        if not model:
+            reason = complaints() or "it gave no reason"
+            raise ModelLoadError(
+                f"llama.cpp cannot load {path}: {reason}. If the file is whole, its architecture "
+                f"({self.file.arch}) may need a newer llama.cpp"
+            )
+        self.llama_model = model
+        try:
+            self._refuse_what_is_not_understood()
+        except CaptureUnsupportedError:
+            self.close()
+            raise
+        self.vocab = Vocab(model)
+        self.n_layer = int(lib.llama_model_n_layer(model))
+        self.n_embd = int(lib.llama_model_n_embd(model))
+        self.n_ctx_train = int(lib.llama_model_n_ctx_train(model))
+        # Their state cannot be taken back by a token, and costs memory for each possible sequence.
+        self.recurrent = bool(lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model))
+
+    def _refuse_what_is_not_understood(self) -> None:
+        if lib.llama_model_has_encoder(self.llama_model):
+            raise CaptureUnsupportedError(
+                f"{self.file.path} is an encoder-decoder ({self.file.arch}): it runs two graphs that use the same "
+                f"node names, which loom_gguf cannot tell apart yet"
+            )
+
+    def close(self) -> None:
+        """Give the memory back."""
+        if self.llama_model is not None:
+            lib.llama_model_free(self.llama_model)
+            self.llama_model = None
