@@ -6,14 +6,71 @@
 ...         print(step.text, step.states.layer(-1).shape)
 """
 
-from ._native import LLAMA_CPP_PYTHON_VERSION as LLAMA_CPP_PYTHON_VERSION
 from .capture import Capture
 from .catalog import Node
-from .errors import *  # noqa: F403
-from .errors import __all__ as _errors
+from .errors import (
+    CaptureError,
+    CaptureMemoryError,
+    CaptureUnsupportedError,
+    ContextError,
+    ContextFullError,
+    CorruptGGUFError,
+    DecodeError,
+    EmptyPromptError,
+    EngineVersionError,
+    LayerRangeError,
+    LoomError,
+    ModelClosedError,
+    ModelLoadError,
+    ModelNotFoundError,
+    NotCapturedError,
+    NotGGUFError,
+    NoVocabularyError,
+    PromptError,
+    PromptTooLongError,
+    RowMismatchError,
+    SamplingError,
+    StatesError,
+    StatesFileError,
+    TokenError,
+    TruncatedGGUFError,
+    UnknownNodeError,
+)
 from .model import Model, Step
 from .states import States
 
 __version__ = "0.1.0"
 
-__all__ = ["Capture", "Model", "Node", "States", "Step", *_errors]
+__all__ = [
+    "Capture",
+    "CaptureError",
+    "CaptureMemoryError",
+    "CaptureUnsupportedError",
+    "ContextError",
+    "ContextFullError",
+    "CorruptGGUFError",
+    "DecodeError",
+    "EmptyPromptError",
+    "EngineVersionError",
+    "LayerRangeError",
+    "LoomError",
+    "Model",
+    "ModelClosedError",
+    "ModelLoadError",
+    "ModelNotFoundError",
+    "NoVocabularyError",
+    "Node",
+    "NotCapturedError",
+    "NotGGUFError",
+    "PromptError",
+    "PromptTooLongError",
+    "RowMismatchError",
+    "SamplingError",
+    "States",
+    "StatesError",
+    "StatesFileError",
+    "Step",
+    "TokenError",
+    "TruncatedGGUFError",
+    "UnknownNodeError",
+]

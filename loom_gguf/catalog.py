@@ -61,9 +61,7 @@ class Topology:
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
         """Every node, in graph order."""
-        return tuple(
-            self._node(node, axes) for node, axes in zip(self.graph.nodes, self._axes, strict=True)
-        )
+        return tuple(self._node(node, axes) for node, axes in zip(self.graph.nodes, self._axes, strict=True))
 
     def _node(self, node: _core.Node, axes: list[_core.Axis]) -> Node:
         n_dims = _n_dims(node, axes)

@@ -159,9 +159,7 @@ class Context:
             self.tapper.off()
             self._run(batch)
 
-    def decode_capturing(
-        self, batch: Batch, capture: Capture, keep: Array, *, stop_early: bool = False
-    ) -> Rows:
+    def decode_capturing(self, batch: Batch, capture: Capture, keep: Array, *, stop_early: bool = False) -> Rows:
         """Compute a batch and return what `capture` wants, for the batch's tokens number `keep`.
 
         Where a wanted node has rows only for outputs, the kept tokens are made outputs. `stop_early` computes
@@ -191,16 +189,22 @@ class Context:
     ) -> tuple[_core.Status, str, list[Array]]:
         # Among the outputs, a token's row is the number of outputs before it.
         is_output = batch.outputs[keep]
-        output_rows = (np.cumsum(batch.outputs) - 1)[keep] if is_output.all() else []
+        output_rows: Any = (np.cumsum(batch.outputs) - 1)[keep] if is_output.all() else []
         self.tapper.tap(
-            selection.plan, len(batch.tokens), int(batch.outputs.sum()), list(keep), list(output_rows), stop_early
+            selection.plan,
+            len(batch.tokens),
+            int(batch.outputs.sum()),
+            list(keep),
+            list(output_rows),
+            stop_early,
         )
         try:
             self._run(batch)
         except BaseException:
             self.tapper.off()
             raise
-        return self.tapper.finish()
+        status, detail, arrays = self.tapper.finish()
+        return status, detail, arrays
 
     def _run(self, batch: Batch) -> None:
         forget_complaints()
@@ -358,9 +362,7 @@ class _BatchBuffers:
         # seq_id is an array of pointers: each token points to its own entry of one array.
         pointer = ctypes.POINTER(ctypes.c_int32)
         first = self._sequences.ctypes.data
-        self._sequence_pointers = (pointer * capacity)(
-            *(ctypes.cast(first + 4 * i, pointer) for i in range(capacity))
-        )
+        self._sequence_pointers = (pointer * capacity)(*(ctypes.cast(first + 4 * i, pointer) for i in range(capacity)))
         self._batch = lib.llama_batch(
             n_tokens=0,
             token=self._tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),

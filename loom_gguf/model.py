@@ -133,9 +133,7 @@ class Model:
 
     # -- running ------------------------------------------------------------------------------------------------
 
-    def forward(
-        self, prompt: str | Sequence[int], capture: Capture, keep: Literal["all", "last"] = "all"
-    ) -> States:
+    def forward(self, prompt: str | Sequence[int], capture: Capture, keep: Literal["all", "last"] = "all") -> States:
         """Compute one prompt and return the captured rows of all its tokens, or of its last one.
 
         Text is tokenized with the model's own special tokens; token ids are taken as they are. Nothing is computed

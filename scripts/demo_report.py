@@ -191,7 +191,8 @@ def _quality(report: Report, data: ReportInput) -> None:
     report.paragraph(
         "Chat requests, asked through the chat template in the file, at temperature 0.8. An answer is",
         "right when it is an accepted story and has every attribute that was asked for (the tense is",
-        "asked for in a system message). For a second request the chat before it is given:",
+        "asked for in a system message); one that is not accepted counts as wrong in every column. For a",
+        "second request the chat before it is given:",
     )
     columns = ("who", "place", "mood", "number", "tense")
     rows = [

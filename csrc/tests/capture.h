@@ -34,7 +34,8 @@ void check_outcome(const Outcome & outcome, const Reference & reference, const s
 std::vector<char> logits(const TinyModel & model, Batch batch, int seed, Tapper * tapper);
 std::vector<char> last_node_bytes(const TinyGraph & graph);
 
-// Which nodes get computed: fill the memory of all that own some, compute, count. For graphs built with `keep`.
+// Which nodes get computed: fill the memory of all that own some, compute, count. For graphs built with
+// `keep`.
 void mark_untouched(const TinyGraph & graph);
 int untouched(const TinyGraph & graph);
 int touched(const TinyGraph & graph, int from_ordinal = 0);

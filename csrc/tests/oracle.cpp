@@ -5,7 +5,8 @@
 
 namespace loom::test {
 
-template <typename T> static T load(const char * from) {
+template <typename T>
+static T load(const char * from) {
     T x;
     std::memcpy(&x, from, sizeof(x));
     return x;
@@ -49,7 +50,8 @@ Number element(const ggml_tensor * t, const void * data, const int64_t (&index)[
     }
 }
 
-template <typename T> static void append(std::vector<char> & bytes, T x) {
+template <typename T>
+static void append(std::vector<char> & bytes, T x) {
     const char * from = reinterpret_cast<const char *>(&x);
     bytes.insert(bytes.end(), from, from + sizeof(x));
 }

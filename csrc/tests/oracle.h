@@ -1,5 +1,5 @@
-// What a tensor's elements are, one at a time, from ggml's definition of its types and strides. Slow and plain on
-// purpose: the reader is compared with it, so nothing here is shared with the reader.
+// What a tensor's elements are, one at a time, from ggml's definition of its types and strides. Slow and
+// plain on purpose: the reader is compared with it, so nothing here is shared with the reader.
 #pragma once
 
 #include <cstdint>

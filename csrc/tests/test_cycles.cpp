@@ -1,5 +1,5 @@
-// Thousands of decodes in random order of modes, plans, batches and rows over graphs kept and rebuilt: whatever was
-// armed before leaves no trace in what comes after.
+// Thousands of decodes in random order of modes, plans, batches and rows over graphs kept and rebuilt:
+// whatever was armed before leaves no trace in what comes after.
 #include <doctest/doctest.h>
 
 #include <memory>

@@ -66,7 +66,9 @@ TEST_CASE("impossible axes") {
 
 TEST_CASE("types that cannot be read") {
     CHECK(complaint({{2, RowKind::whole, -1, 2}}) == "node node_q8_1 has type q8_1, which cannot be read");
-    CHECK(complaint({{2, RowKind::token, 1, 2}}) == "node node_q8_1 has type q8_1, which cannot be read as rows");
+    CHECK(complaint({{2, RowKind::token, 1, 2}}) ==
+          "node node_q8_1 has type q8_1, which cannot be read as rows");
     // A block holds 32 entries of dimension 0: it cannot be cut there.
-    CHECK(complaint({{1, RowKind::token, 0, 2}}) == "node node_q8_0 has type q8_0, which cannot be read as rows");
+    CHECK(complaint({{1, RowKind::token, 0, 2}}) ==
+          "node node_q8_0 has type q8_0, which cannot be read as rows");
 }

@@ -37,7 +37,8 @@ static void fill(ggml_tensor * t, std::mt19937 & random) {
     case GGML_TYPE_I8: return each([&] { return static_cast<int8_t>(random()); });
     case GGML_TYPE_I16: return each([&] { return static_cast<int16_t>(random()); });
     case GGML_TYPE_I32: return each([&] { return static_cast<int32_t>(random()); });
-    case GGML_TYPE_I64: return each([&] { return static_cast<int64_t>(random()) << 31 ^ static_cast<int64_t>(random()); });
+    case GGML_TYPE_I64:
+        return each([&] { return static_cast<int64_t>(random()) << 31 ^ static_cast<int64_t>(random()); });
     default: break;
     }
     std::vector<float> values(static_cast<size_t>(ggml_nelements(t)));
@@ -45,13 +46,13 @@ static void fill(ggml_tensor * t, std::mt19937 & random) {
     ggml_quantize_chunk(t->type, values.data(), t->data, 0, ggml_nrows(t), t->ne[0], nullptr);
 }
 
-// Reads with the reader and with the oracle, through allocations of the exact size, so that one byte too many of
-// input or output is an error of the sanitizer.
+// Reads with the reader and with the oracle, through allocations of the exact size, so that one byte too many
+// of input or output is an error of the sanitizer.
 static void check(const ggml_tensor * t, int axis, const std::vector<int32_t> & rows) {
     const auto type_name = std::string(ggml_type_name(t->type));
     INFO("type " << type_name << ", axis " << axis << ", " << rows.size() << " rows, ne " << t->ne[0] << " "
-                 << t->ne[1] << " " << t->ne[2] << " " << t->ne[3] << ", nb " << t->nb[0] << " " << t->nb[1] << " "
-                 << t->nb[2] << " " << t->nb[3]);
+                 << t->ne[1] << " " << t->ne[2] << " " << t->ne[3] << ", nb " << t->nb[0] << " " << t->nb[1]
+                 << " " << t->nb[2] << " " << t->nb[3]);
     Value value;
     REQUIRE(readable(t->type, &value));
     const std::vector<char> expected = expected_rows(t, t->data, axis, rows, value);
@@ -75,7 +76,8 @@ static void check_all(const ggml_tensor * t, std::mt19937 & random) {
         const auto n = static_cast<int32_t>(t->ne[axis]);
         std::vector<int32_t> all, some;
         for (int32_t i = 0; i < n; i++) all.push_back(i);
-        for (int32_t i = 0; i < n; i++) some.push_back(static_cast<int32_t>(random() % static_cast<uint32_t>(n)));
+        for (int32_t i = 0; i < n; i++)
+            some.push_back(static_cast<int32_t>(random() % static_cast<uint32_t>(n)));
         check(t, axis, all);
         check(t, axis, some);
         check(t, axis, {n - 1});
@@ -93,9 +95,11 @@ TEST_CASE("what each type is read to") {
         REQUIRE(readable(type, &value));
         return value;
     };
-    for (const ggml_type type : {GGML_TYPE_F32, GGML_TYPE_F64, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_K})
+    for (const ggml_type type :
+         {GGML_TYPE_F32, GGML_TYPE_F64, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_K})
         CHECK(value_of(type) == Value::f32);
-    for (const ggml_type type : {GGML_TYPE_I8, GGML_TYPE_I16, GGML_TYPE_I32}) CHECK(value_of(type) == Value::i32);
+    for (const ggml_type type : {GGML_TYPE_I8, GGML_TYPE_I16, GGML_TYPE_I32})
+        CHECK(value_of(type) == Value::i32);
     CHECK(value_of(GGML_TYPE_I64) == Value::i64);
     CHECK(value_size(Value::f32) == 4);
     CHECK(value_size(Value::i32) == 4);
@@ -159,8 +163,10 @@ TEST_CASE("infinities and quiet NaNs come through with their bits") {
         const float special[] = {INFINITY, -INFINITY, NAN, -0.0f};
         for (int i = 0; i < 12; i++) {
             if (type == GGML_TYPE_F32) static_cast<float *>(t->data)[i] = special[i % 4];
-            if (type == GGML_TYPE_F16) static_cast<ggml_fp16_t *>(t->data)[i] = ggml_fp32_to_fp16(special[i % 4]);
-            if (type == GGML_TYPE_BF16) static_cast<ggml_bf16_t *>(t->data)[i] = ggml_fp32_to_bf16(special[i % 4]);
+            if (type == GGML_TYPE_F16)
+                static_cast<ggml_fp16_t *>(t->data)[i] = ggml_fp32_to_fp16(special[i % 4]);
+            if (type == GGML_TYPE_BF16)
+                static_cast<ggml_bf16_t *>(t->data)[i] = ggml_fp32_to_bf16(special[i % 4]);
         }
         check_all(t, random);
         check_all(ggml_transpose(ctx.get(), t), random);
@@ -169,11 +175,14 @@ TEST_CASE("infinities and quiet NaNs come through with their bits") {
 
 TEST_CASE("views: strided, permuted, transposed, at odd offsets, in any combination") {
     std::mt19937 random(4);
-    const auto below = [&random](int64_t n) { return static_cast<int64_t>(random() % static_cast<uint64_t>(n)); };
+    const auto below = [&random](int64_t n) {
+        return static_cast<int64_t>(random() % static_cast<uint64_t>(n));
+    };
     for (int round = 0; round < 400; round++) {
         const ggml_context_ptr ctx = new_context();
         const ggml_type type = plain_types[below(std::size(plain_types))];
-        ggml_tensor * base = ggml_new_tensor_4d(ctx.get(), type, 1 + below(6), 1 + below(5), 1 + below(4), 1 + below(3));
+        ggml_tensor * base =
+            ggml_new_tensor_4d(ctx.get(), type, 1 + below(6), 1 + below(5), 1 + below(4), 1 + below(3));
         fill(base, random);
         // A box within the base...
         int64_t ne[4];

@@ -16,7 +16,9 @@ public:
     ggml_tensor * leaf(const char * name, int64_t ne0, int64_t ne1 = 1) const {
         return ggml_set_name(ggml_new_tensor_2d(ctx(), GGML_TYPE_F32, ne0, ne1), name);
     }
-    ggml_tensor * tokens() const { return ggml_set_name(ggml_new_tensor_1d(ctx(), GGML_TYPE_I32, 3), "inp_tokens"); }
+    ggml_tensor * tokens() const {
+        return ggml_set_name(ggml_new_tensor_1d(ctx(), GGML_TYPE_I32, 3), "inp_tokens");
+    }
     ggml_tensor * embedding(const char * name) const {
         return ggml_set_name(ggml_get_rows(ctx(), leaf("token_embd.weight", 8, 16), tokens()), name);
     }
@@ -105,7 +107,8 @@ TEST_CASE("reshaping in between hides nothing") {
 
 TEST_CASE("no embedding where the graph is not understood") {
     const Sketch other_block;
-    CHECK(other_block.embedding_of(other_block.project(other_block.embedding("embd"), "blk.1.attn_q.weight")).empty());
+    CHECK(other_block.embedding_of(other_block.project(other_block.embedding("embd"), "blk.1.attn_q.weight"))
+              .empty());
     const Sketch no_block;
     CHECK(no_block.embedding_of(no_block.embedding("embd")).empty());
     // Block 0 reads an input of the batch, not a node.

@@ -1,5 +1,5 @@
-// Every way for a decode not to be the one that was planned: no array is returned, the status says which way, and the
-// model's own computation goes on as if nobody had looked.
+// Every way for a decode not to be the one that was planned: no array is returned, the status says which way,
+// and the model's own computation goes on as if nobody had looked.
 #include <doctest/doctest.h>
 
 #include <memory>
@@ -89,14 +89,17 @@ TEST_CASE("another name") {
 TEST_CASE("fewer nodes") {
     Failing f;
     f.twist = Twist::fewer_nodes;
-    const std::string n = std::to_string(f.listed.nodes.size()), n_found = std::to_string(f.listed.nodes.size() - 1);
-    check_failed(f.run(all_outputs({})), Status::graph_changed, "the graph has " + n_found + " nodes, not " + n);
+    const std::string n = std::to_string(f.listed.nodes.size()),
+                      n_found = std::to_string(f.listed.nodes.size() - 1);
+    check_failed(f.run(all_outputs({})), Status::graph_changed,
+                 "the graph has " + n_found + " nodes, not " + n);
 }
 
 TEST_CASE("more nodes") {
     Failing f;
     f.twist = Twist::more_nodes;
-    check_failed(f.run(all_outputs({})), Status::several_passes, "the batch was computed in more than one graph");
+    check_failed(f.run(all_outputs({})), Status::several_passes,
+                 "the batch was computed in more than one graph");
 }
 
 TEST_CASE("a batch computed in two graphs") {
@@ -175,7 +178,8 @@ TEST_CASE("no memory for the rows") {
     // 2^60 elements of 8 bytes: more than an array may have.
     const Graph graph = one_node(GGML_TYPE_I64, {1 << 30, 1 << 30, 1, 1});
     Tapper tapper;
-    tapper.tap(std::make_shared<Plan>(graph, std::vector<Tap>{{0, RowKind::whole, -1, 2}}), {1, 1, {0}, {0}, false});
+    tapper.tap(std::make_shared<Plan>(graph, std::vector<Tap>{{0, RowKind::whole, -1, 2}}),
+               {1, 1, {0}, {0}, false});
     ggml_tensor t = fake(graph, 0);
     CHECK(Tapper::on_eval(&t, true, &tapper));
     CHECK(Tapper::on_eval(&t, false, &tapper)); // the decode goes on
@@ -188,7 +192,8 @@ TEST_CASE("no memory for the rows") {
 TEST_CASE("a type that became unreadable") {
     const Graph graph = one_node(GGML_TYPE_F32, {32, 2, 1, 1});
     Tapper tapper;
-    tapper.tap(std::make_shared<Plan>(graph, std::vector<Tap>{{0, RowKind::token, 1, 2}}), {2, 2, {0}, {0}, false});
+    tapper.tap(std::make_shared<Plan>(graph, std::vector<Tap>{{0, RowKind::token, 1, 2}}),
+               {2, 2, {0}, {0}, false});
     ggml_tensor t = fake(graph, 0);
     t.type = GGML_TYPE_Q8_1;
     CHECK(Tapper::on_eval(&t, true, &tapper));
@@ -217,7 +222,8 @@ TEST_CASE("a quantized tensor whose blocks do not lie along dimension 0") {
 
 TEST_CASE("a node that stands in the graph, but is not computed") {
     // ggml_build_forward_select keeps the branches that were not selected as nodes.
-    const ggml_context_ptr ctx(ggml_init({16 * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true}));
+    const ggml_context_ptr ctx(
+        ggml_init({16 * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true}));
     ggml_tensor * a = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, 4, 2);
     ggml_set_input(a);
     ggml_tensor * branches[] = {ggml_set_name(ggml_sqr(ctx.get(), a), "selected"),
@@ -228,12 +234,13 @@ TEST_CASE("a node that stands in the graph, but is not computed") {
     Tapper tapper;
     // Refused by the plan where the listing shows it, else by the decode.
     try {
-        tapper.tap(std::make_shared<Plan>(graph, std::vector<Tap>{{1, RowKind::whole, -1, 2}}), {2, 2, {0}, {0}, false});
+        tapper.tap(std::make_shared<Plan>(graph, std::vector<Tap>{{1, RowKind::whole, -1, 2}}),
+                   {2, 2, {0}, {0}, false});
     } catch (const std::invalid_argument &) {
         return;
     }
     Engine engine(&tapper);
-    engine.compute(gf);
+    engine.compute_once(gf);
     const Outcome outcome = tapper.finish();
     CHECK(outcome.status != Status::ok);
 }

@@ -85,13 +85,14 @@ TinyGraph TinyModel::build(Batch batch, bool keep, Twist twist) const {
         q = named(ggml_reshape_3d(ctx, q, d_head, n_head, batch.n_tokens), "Qcur", il);
         q = named(ggml_permute(ctx, q, 0, 2, 1, 3), "q", il); // [d_head, token, head]
         ggml_tensor * k = named(ggml_mul_mat(ctx, b.wk, cur), "Kcur", il);
-        ggml_build_forward_expand(graph.gf, named(ggml_set_rows(ctx, b.cache_k, k, graph.cells), "k_store", il));
+        ggml_build_forward_expand(graph.gf,
+                                  named(ggml_set_rows(ctx, b.cache_k, k, graph.cells), "k_store", il));
 
         // The same cells serve as keys and as values: one cache is enough for a test.
         k = ggml_view_3d(ctx, b.cache_k, d_head, batch.n_kv, n_head, nb_cell, nb_head, 0);
-        k = named(k, "k", il);                                             // [d_head, kv, head]
-        ggml_tensor * v = named(ggml_transpose(ctx, k), "v", il);          // [kv, d_head, head]
-        ggml_tensor * kq = named(ggml_mul_mat(ctx, k, q), "kq", il);       // [kv, token, head]
+        k = named(k, "k", il);                                       // [d_head, kv, head]
+        ggml_tensor * v = named(ggml_transpose(ctx, k), "v", il);    // [kv, d_head, head]
+        ggml_tensor * kq = named(ggml_mul_mat(ctx, k, q), "kq", il); // [kv, token, head]
         kq = named(ggml_soft_max(ctx, kq), "kq_soft_max", il);
         cur = ggml_mul_mat(ctx, named(ggml_cont(ctx, v), "v_cont", il), kq); // [d_head, token, head]
         cur = ggml_permute(ctx, named(cur, "kqv", il), 0, 2, 1, 3);
@@ -119,7 +120,8 @@ TinyGraph TinyModel::build(Batch batch, bool keep, Twist twist) const {
     ggml_set_output(cur);
     ggml_build_forward_expand(graph.gf, cur);
 
-    for (int i = 0; keep && i < ggml_graph_n_nodes(graph.gf); i++) ggml_set_output(ggml_graph_node(graph.gf, i));
+    for (int i = 0; keep && i < ggml_graph_n_nodes(graph.gf); i++)
+        ggml_set_output(ggml_graph_node(graph.gf, i));
     return graph;
 }
 
@@ -130,7 +132,8 @@ Engine::Engine(Tapper * tapper, int n_backends) {
         ggml_backend_cpu_set_n_threads(backends_.back().get(), 1);
         raw.push_back(backends_.back().get());
     }
-    sched_.reset(ggml_backend_sched_new(raw.data(), nullptr, n_backends, GGML_DEFAULT_GRAPH_SIZE, false, false));
+    sched_.reset(
+        ggml_backend_sched_new(raw.data(), nullptr, n_backends, GGML_DEFAULT_GRAPH_SIZE, false, false));
     if (tapper != nullptr) ggml_backend_sched_set_eval_callback(sched_.get(), Tapper::on_eval, tapper);
 }
 
@@ -151,12 +154,24 @@ void Engine::compute(const TinyGraph & graph, int seed) {
         tokens.push_back((seed + 7 * i) % n_vocab);
         cells.push_back(i);
     }
-    for (int i = 0; i < graph.batch.n_outputs; i++) out_ids.push_back(graph.batch.n_tokens - graph.batch.n_outputs + i);
+    for (int i = 0; i < graph.batch.n_outputs; i++)
+        out_ids.push_back(graph.batch.n_tokens - graph.batch.n_outputs + i);
     ggml_backend_tensor_set(graph.tokens, tokens.data(), 0, ggml_nbytes(graph.tokens));
     ggml_backend_tensor_set(graph.cells, cells.data(), 0, ggml_nbytes(graph.cells));
-    if (!out_ids.empty()) ggml_backend_tensor_set(graph.out_ids, out_ids.data(), 0, ggml_nbytes(graph.out_ids));
-    if (ggml_backend_sched_graph_compute(sched_.get(), graph.gf) != GGML_STATUS_SUCCESS)
+    if (!out_ids.empty())
+        ggml_backend_tensor_set(graph.out_ids, out_ids.data(), 0, ggml_nbytes(graph.out_ids));
+    compute_prepared(graph.gf);
+}
+
+void Engine::compute_prepared(ggml_cgraph * gf) {
+    if (ggml_backend_sched_graph_compute(sched_.get(), gf) != GGML_STATUS_SUCCESS)
         throw std::runtime_error("ggml could not compute the graph");
+}
+
+void Engine::compute_once(ggml_cgraph * gf) {
+    ggml_backend_sched_reset(sched_.get());
+    if (!ggml_backend_sched_alloc_graph(sched_.get(), gf)) throw std::bad_alloc();
+    compute_prepared(gf);
 }
 
 void Engine::run(const TinyModel & model, const TinyGraph & graph, int seed) {
@@ -190,7 +205,8 @@ std::vector<Tap> taps_of_everything(const TinyModel & model, const Graph & graph
         tap.ordinal = static_cast<int>(i);
         tap.axis = row_axis(axes[i]);
         if (tap.axis >= 0)
-            tap.kind = axes[i][static_cast<size_t>(tap.axis)] == Axis::token ? RowKind::token : RowKind::output;
+            tap.kind =
+                axes[i][static_cast<size_t>(tap.axis)] == Axis::token ? RowKind::token : RowKind::output;
         for (size_t d = 0; d < GGML_MAX_DIMS; d++)
             if (a.nodes[i].ne[d] > 1) tap.n_dims = static_cast<int>(d) + 1;
         taps.push_back(tap);

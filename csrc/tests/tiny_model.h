@@ -1,5 +1,6 @@
-// A two-block transformer of a few hundred weights whose graph has what makes real graphs hard: names that repeat, a
-// cache written and viewed, permuted heads, attention along cache cells, and a last block that keeps output rows only.
+// A two-block transformer of a few hundred weights whose graph has what makes real graphs hard: names that
+// repeat, a cache written and viewed, permuted heads, attention along cache cells, and a last block that
+// keeps output rows only.
 #pragma once
 
 #include <cstdint>
@@ -66,9 +67,12 @@ public:
     void prepare(const TinyGraph & graph);           // gives the graph memory
     void compute(const TinyGraph & graph, int seed); // tokens follow from the seed; may be repeated
     void run(const TinyModel & model, const TinyGraph & graph, int seed); // all of it, from an empty cache
+    void compute_once(ggml_cgraph * gf); // any graph, inputs as they happen to be
     int n_splits() const { return ggml_backend_sched_get_n_splits(sched_.get()); }
 
 private:
+    void compute_prepared(ggml_cgraph * gf);
+
     std::vector<ggml_backend_ptr> backends_; // outlive the scheduler
     ggml_backend_sched_ptr sched_;
 };
