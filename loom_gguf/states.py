@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -142,6 +143,21 @@ class States(Mapping[str, Array]):
     def tensors(self) -> list[str]:
         """Keys of the captured nodes that have no rows."""
         return [key for key, value in self._values.items() if value.row_axis is None]
+
+    # -- files --------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str], *, metadata: Mapping[str, Any] | None = None) -> None:
+        """Write these states to a .safetensors or .npz file; `metadata` is anything that JSON holds."""
+        from .states_file import save_states
+
+        save_states(self, path, metadata=metadata)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> States:
+        """The states that `save` wrote to this file."""
+        from .states_file import load_states
+
+        return load_states(path)
 
     # -- parts --------------------------------------------------------------------------------------------------
 

@@ -147,7 +147,7 @@ class DemoModel(nn.Module):
             if parameter.dim() == 2:
                 # What writes into the residual stream starts smaller: its size shall not grow with depth.
                 writes = name.endswith(("o.weight", "down.weight"))
-                nn.init.normal_(parameter, std=0.04 / (math.sqrt(2 * config.layers) if writes else 1.0))
+                nn.init.normal_(parameter, std=0.08 / (math.sqrt(2 * config.layers) if writes else 1.0))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens: (batch, time) ids -> logits (batch, time, vocab)."""

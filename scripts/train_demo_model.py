@@ -44,24 +44,52 @@ def build_tokenizer(seed: int, count: int, vocab: int) -> Tokenizer:
     return train_tokenizer(texts, vocab)
 
 
-class Packer:
-    """Rows of token ids: whole documents one after the other, the last one cut where the row ends."""
+class Batches:
+    """Training batches: (inputs, targets), each (rows, time) ids; a target of -100 is padding."""
 
     def __init__(self, tokenizer: Tokenizer, seed: int) -> None:
         self.tokenizer = tokenizer
         self.stream = documents(seed, "train")
-        self.used = 0
+        self.rng = random.Random(f"{seed}-order")
+        self.documents = self.tokens = 0
+        self.ready: list[list[list[int]]] = []
 
-    def batch(self, rows: int, length: int) -> Tensor:
-        """(rows, length) ids; every row starts at the start of a document, as a prompt does."""
-        out = []
-        for _ in range(rows):
+    def _ids(self) -> list[int]:
+        self.documents += 1
+        return self.tokenizer.encode(next(self.stream).text, add_special_tokens=False).ids
+
+    def apart(self, step_tokens: int) -> tuple[Tensor, Tensor]:
+        """One document per row, about ``step_tokens`` tokens with the padding.
+
+        No document sees another one, which is what makes the model soon learn to look back for what was said
+        (names, objects): in a row of several documents most of what it finds there is another story's.
+        Documents of about one length go together, so that there is little padding.
+        """
+        if not self.ready:
+            pool = sorted((self._ids() for _ in range(1024)), key=len)
+            while pool:
+                rows = min(len(pool), max(1, step_tokens // len(pool[-1])))
+                self.ready.append(pool[-rows:])
+                del pool[-rows:]
+            self.rng.shuffle(self.ready)
+        rows = self.ready.pop()
+        length = max(map(len, rows))
+        self.tokens += sum(map(len, rows)) - len(rows)
+        inputs = torch.tensor([row + [0] * (length - len(row)) for row in rows])[:, :-1]
+        targets = torch.tensor([row + [-100] * (length - len(row)) for row in rows])[:, 1:]
+        return inputs, targets
+
+    def packed(self, step_tokens: int, length: int) -> tuple[Tensor, Tensor]:
+        """Rows of ``length`` tokens, document after document, the last one cut where the row ends."""
+        rows = []
+        for _ in range(step_tokens // length):
             row: list[int] = []
-            while len(row) < length:
-                row += self.tokenizer.encode(next(self.stream).text, add_special_tokens=False).ids
-                self.used += 1
-            out.append(row[:length])
-        return torch.tensor(out)
+            while len(row) < length + 1:
+                row += self._ids()
+            rows.append(row[: length + 1])
+        ids = torch.tensor(rows)
+        self.tokens += ids[:, 1:].numel()
+        return ids[:, :-1], ids[:, 1:]
 
 
 @torch.no_grad()
@@ -100,50 +128,42 @@ def make_optimizer(model: DemoModel, decay: float) -> torch.optim.AdamW:
 
 
 def train(args: argparse.Namespace, tokenizer: Tokenizer) -> DemoModel:
-    """Train, and leave a log and a checkpoint in ``args.work_dir``; --resume goes on from the checkpoint."""
+    """Train, and leave a log and a checkpoint in ``args.work_dir``."""
     torch.manual_seed(args.seed)
     config = Config(vocab=args.vocab, layers=args.layers, width=args.width, hidden=args.hidden)
     model = DemoModel(config)
     optimizer = make_optimizer(model, args.weight_decay)
-    packer = Packer(tokenizer, args.seed)
+    batches = Batches(tokenizer, args.seed)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
-    # The last rows are twice as long: positions beyond the first rows' length are seen too, at little cost.
-    long_from = int(args.steps * (1.0 - args.long_share))
-    started, seconds_before, first, running = time.monotonic(), 0.0, 0, 0.0
-    checkpoint = args.work_dir / "checkpoint.pt"
-    if args.resume:
-        state = torch.load(checkpoint)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        first, seconds_before = state["step"], state["seconds"]
-        while packer.used < state["documents"]:
-            next(packer.stream)
-            packer.used += 1
-    for step in range(first, args.steps):
-        long = 2 if step >= long_from else 1
-        ids = packer.batch(args.batch // long, args.length * long + 1)
+    # The last steps have long rows: the model sees every position up to its context length, and learns that
+    # the begin token ends what came before.
+    packed_from = int(args.steps * (1.0 - args.packed_share))
+    started, running = time.monotonic(), 0.0
+    for step in range(args.steps):
+        if step < packed_from:
+            inputs, targets = batches.apart(args.step_tokens)
+        else:
+            inputs, targets = batches.packed(args.step_tokens, config.context)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.lr, args.warmup)
-        logits = model(ids[:, :-1])
-        loss = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        loss = functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         running += loss.item()
         done = step + 1
-        seconds = seconds_before + time.monotonic() - started
+        seconds = time.monotonic() - started
         if done % args.log_every == 0:
             print(f"step {done}/{args.steps} loss {running / args.log_every:.4f} {seconds:.0f} s", flush=True)
             running = 0.0
         if done % args.save_every == 0 or done == args.steps:
             now, entropy, _ = held_out_loss(model, tokenizer, args.seed, 200)
             print(f"  held-out loss {now:.4f}, entropy of the grammar {entropy:.4f} nats/token", flush=True)
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
-            torch.save(state | {"seconds": seconds, "documents": packer.used}, checkpoint)
+            torch.save(model.state_dict(), args.work_dir / "checkpoint.pt")
             export_gguf(model, tokenizer, args.work_dir / "checkpoint.gguf")
             log = {"seed": args.seed, "steps": done, "seconds": seconds, "threads": args.threads}
-            log |= {"documents": packer.used, "tokens": done * args.batch * args.length}
+            log |= {"documents": batches.documents, "tokens": batches.tokens}
             log |= {"config": asdict(config)}
             (args.work_dir / "train.json").write_text(json.dumps(log, indent=2) + "\n")
     return model
@@ -167,13 +187,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--corpus-size", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=2600)
-    parser.add_argument("--batch", type=int, default=12, help="rows per step")
-    parser.add_argument("--length", type=int, default=256, help="tokens per row")
-    parser.add_argument(
-        "--long-share", type=float, default=0.15, help="share of steps with rows twice as long"
-    )
-    parser.add_argument("--lr", type=float, default=4e-3)
+    parser.add_argument("--steps", type=int, default=4600)
+    parser.add_argument("--step-tokens", type=int, default=2048, help="tokens per step, padding included")
+    parser.add_argument("--packed-share", type=float, default=0.1, help="share of steps with long packed rows")
+    parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--warmup", type=int, default=100)
     parser.add_argument("--weight-decay", type=float, default=0.1)
     parser.add_argument("--clip", type=float, default=1.0)
@@ -182,9 +199,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--hidden", type=int, default=384)
-    parser.add_argument("--log-every", type=int, default=50)
-    parser.add_argument("--save-every", type=int, default=200)
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --work-dir")
+    parser.add_argument("--log-every", type=int, default=100)
+    parser.add_argument("--save-every", type=int, default=400)
     return parser.parse_args()
 
 

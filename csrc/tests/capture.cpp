@@ -98,8 +98,8 @@ static int count(const TinyGraph & graph, int from_ordinal, bool wanted) {
         const ggml_tensor * t = ggml_graph_node(graph.gf, i);
         if (t->view_src != nullptr) continue;
         const std::vector<char> bytes = bytes_of(t);
-        const bool marked = std::all_of(bytes.begin(), bytes.end(),
-                                        [](char byte) { return static_cast<uint8_t>(byte) == mark; });
+        const bool marked =
+            std::all_of(bytes.begin(), bytes.end(), [](char byte) { return static_cast<uint8_t>(byte) == mark; });
         n += marked != wanted ? 1 : 0;
     }
     return n;

@@ -56,8 +56,8 @@ static void append(std::vector<char> & bytes, T x) {
     bytes.insert(bytes.end(), from, from + sizeof(x));
 }
 
-std::vector<char> expected_rows(const ggml_tensor * t, const void * data, int axis,
-                                const std::vector<int32_t> & rows, Value value) {
+std::vector<char> expected_rows(const ggml_tensor * t, const void * data, int axis, const std::vector<int32_t> & rows,
+                                Value value) {
     int64_t n[GGML_MAX_DIMS];
     for (int d = 0; d < GGML_MAX_DIMS; d++) n[d] = d == axis ? 1 : t->ne[d];
     std::vector<char> bytes;

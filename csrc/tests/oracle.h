@@ -19,7 +19,7 @@ struct Number {
 Number element(const ggml_tensor * t, const void * data, const int64_t (&index)[GGML_MAX_DIMS]);
 
 // What read_rows() should give, as bytes of the output type.
-std::vector<char> expected_rows(const ggml_tensor * t, const void * data, int axis,
-                                const std::vector<int32_t> & rows, Value value);
+std::vector<char> expected_rows(const ggml_tensor * t, const void * data, int axis, const std::vector<int32_t> & rows,
+                                Value value);
 
 } // namespace loom::test

@@ -74,8 +74,7 @@ TEST_CASE("sizes that are equal by accident in one listing do not mislead") {
 }
 
 TEST_CASE("sizes that vary among listings of equal fill are not cache cells") {
-    const Graph a = sizes({{"n", {16, 1, 1, 1}}}), b = sizes({{"n", {20, 1, 1, 1}}}),
-                c = sizes({{"n", {24, 1, 1, 1}}});
+    const Graph a = sizes({{"n", {16, 1, 1, 1}}}), b = sizes({{"n", {20, 1, 1, 1}}}), c = sizes({{"n", {24, 1, 1, 1}}});
     CHECK(find_axes({{&a, 5, 1, 0}, {&b, 7, 2, 0}, {&c, 5, 1, 1}})[0][0] == X);
     CHECK(find_axes({{&a, 5, 1, 0}, {&a, 7, 2, 0}, {&c, 5, 1, 1}})[0][0] == K);
 }
@@ -93,8 +92,7 @@ TEST_CASE("a node that one listing lacks has no rows") {
 
 TEST_CASE("nodes are matched by name and occurrence where the order differs") {
     const Graph a = sizes({{"x", {8, 5, 1, 1}}, {"y", {3, 8, 5, 1}}, {"x", {2, 8, 5, 1}}});
-    const Graph b =
-        sizes({{"new", {9, 9, 9, 1}}, {"y", {3, 8, 7, 1}}, {"x", {8, 7, 1, 1}}, {"x", {2, 8, 7, 1}}});
+    const Graph b = sizes({{"new", {9, 9, 9, 1}}, {"y", {3, 8, 7, 1}}, {"x", {8, 7, 1, 1}}, {"x", {2, 8, 7, 1}}});
     const std::vector<Axes> axes = find_axes({{&a, 5, 1, 0}, {&b, 7, 2, 0}});
     CHECK(axes[0] == Axes{F, T, F, F});
     CHECK(axes[1] == Axes{F, F, T, F});

@@ -54,8 +54,7 @@ TEST_CASE("operands are nodes by ordinal, or leaves by name") {
 
 TEST_CASE("a node that names itself as operand has no leaf of its own name") {
     // ggml_cast does that: src[1] is the result.
-    const ggml_context_ptr ctx(
-        ggml_init({16 * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true}));
+    const ggml_context_ptr ctx(ggml_init({16 * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true}));
     ggml_tensor * a = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, 4);
     ggml_tensor * cast = ggml_set_name(ggml_cast(ctx.get(), a, GGML_TYPE_F16), "blk.0.cast");
     REQUIRE(cast->src[1] == cast);
@@ -68,9 +67,7 @@ TEST_CASE("a node that names itself as operand has no leaf of its own name") {
 TEST_CASE("views of memory that outlives the graph are told from views of nodes and inputs") {
     const TinyModel model;
     const Graph graph = record(model.build({}).gf);
-    const auto node = [&](const char * name) {
-        return graph.nodes[static_cast<size_t>(graph.find(name, -1))];
-    };
+    const auto node = [&](const char * name) { return graph.nodes[static_cast<size_t>(graph.find(name, -1))]; };
     CHECK(node("k_store-0").op == GGML_OP_SET_ROWS);
     for (const char * name : {"k_store-0", "k-0", "v-0", "k-1", "v-1"}) {
         INFO(name);
@@ -82,8 +79,7 @@ TEST_CASE("views of memory that outlives the graph are told from views of nodes 
     CHECK_FALSE(node("v_cont-0").view);
     CHECK_FALSE(node("v_cont-0").memory);
 
-    const ggml_context_ptr ctx(
-        ggml_init({16 * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true}));
+    const ggml_context_ptr ctx(ggml_init({16 * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true}));
     ggml_tensor * cache = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, 4, 8);
     ggml_tensor * input = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, 4, 8);
     ggml_set_input(input);

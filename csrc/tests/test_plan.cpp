@@ -66,9 +66,15 @@ TEST_CASE("impossible axes") {
 
 TEST_CASE("types that cannot be read") {
     CHECK(complaint({{2, RowKind::whole, -1, 2}}) == "node node_q8_1 has type q8_1, which cannot be read");
-    CHECK(complaint({{2, RowKind::token, 1, 2}}) ==
-          "node node_q8_1 has type q8_1, which cannot be read as rows");
+    CHECK(complaint({{2, RowKind::token, 1, 2}}) == "node node_q8_1 has type q8_1, which cannot be read as rows");
     // A block holds 32 entries of dimension 0: it cannot be cut there.
-    CHECK(complaint({{1, RowKind::token, 0, 2}}) ==
-          "node node_q8_0 has type q8_0, which cannot be read as rows");
+    CHECK(complaint({{1, RowKind::token, 0, 2}}) == "node node_q8_0 has type q8_0, which cannot be read as rows");
+}
+
+TEST_CASE("nodes that are not computed") {
+    Graph graph = small_graph();
+    graph.nodes[0].computed = false;
+    CHECK_THROWS_WITH_AS(Plan(graph, {{0, RowKind::whole, -1, 2}}),
+                         "node node_f32 is in the graph, but not computed: another branch was taken",
+                         std::invalid_argument);
 }

@@ -16,9 +16,7 @@ public:
     ggml_tensor * leaf(const char * name, int64_t ne0, int64_t ne1 = 1) const {
         return ggml_set_name(ggml_new_tensor_2d(ctx(), GGML_TYPE_F32, ne0, ne1), name);
     }
-    ggml_tensor * tokens() const {
-        return ggml_set_name(ggml_new_tensor_1d(ctx(), GGML_TYPE_I32, 3), "inp_tokens");
-    }
+    ggml_tensor * tokens() const { return ggml_set_name(ggml_new_tensor_1d(ctx(), GGML_TYPE_I32, 3), "inp_tokens"); }
     ggml_tensor * embedding(const char * name) const {
         return ggml_set_name(ggml_get_rows(ctx(), leaf("token_embd.weight", 8, 16), tokens()), name);
     }
@@ -66,8 +64,8 @@ TEST_CASE("pre-norm: the embedding is what the first norm reads") {
     const Sketch s;
     CHECK(s.embedding_of(s.project(s.scale(ggml_rms_norm(s.ctx(), s.embedding("embd"), 1e-5f)))) == "embd");
     const Sketch layer_norm;
-    CHECK(layer_norm.embedding_of(
-              layer_norm.scale(ggml_norm(layer_norm.ctx(), layer_norm.embedding("inpL"), 1e-5f))) == "inpL");
+    CHECK(layer_norm.embedding_of(layer_norm.scale(ggml_norm(layer_norm.ctx(), layer_norm.embedding("inpL"), 1e-5f))) ==
+          "inpL");
 }
 
 TEST_CASE("post-norm: the embedding is what the first projection reads") {
@@ -107,8 +105,7 @@ TEST_CASE("reshaping in between hides nothing") {
 
 TEST_CASE("no embedding where the graph is not understood") {
     const Sketch other_block;
-    CHECK(other_block.embedding_of(other_block.project(other_block.embedding("embd"), "blk.1.attn_q.weight"))
-              .empty());
+    CHECK(other_block.embedding_of(other_block.project(other_block.embedding("embd"), "blk.1.attn_q.weight")).empty());
     const Sketch no_block;
     CHECK(no_block.embedding_of(no_block.embedding("embd")).empty());
     // Block 0 reads an input of the batch, not a node.
@@ -116,8 +113,8 @@ TEST_CASE("no embedding where the graph is not understood") {
     CHECK(from_leaf.embedding_of(from_leaf.project(from_leaf.leaf("inp_embd", 8, 3))).empty());
     const Sketch view_of_leaf;
     CHECK(view_of_leaf
-              .embedding_of(view_of_leaf.project(
-                  ggml_reshape_2d(view_of_leaf.ctx(), view_of_leaf.leaf("inp_embd", 24), 8, 3)))
+              .embedding_of(
+                  view_of_leaf.project(ggml_reshape_2d(view_of_leaf.ctx(), view_of_leaf.leaf("inp_embd", 24), 8, 3)))
               .empty());
     // Of ten blocks, blk.0 must not be taken for blk.01 or blk.10.
     const Sketch tenth;

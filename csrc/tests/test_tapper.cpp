@@ -1,11 +1,9 @@
 #include <doctest/doctest.h>
 
-#include <algorithm>
 #include <memory>
-#include <numeric>
+#include <stdexcept>
 
 #include "capture.h"
-#include "ggml-cpp.h"
 
 using namespace loom;
 using namespace loom::test;
@@ -123,8 +121,7 @@ TEST_CASE("stop_early computes nothing after the last tap, but the first node of
     const TinyModel model;
     const Graph listed = list(model, {});
     const int last = listed.find("Kcur-0", -1);
-    const std::vector<Tap> taps{{listed.find("embd", -1), RowKind::token, 1, 2},
-                                {last, RowKind::token, 1, 2}};
+    const std::vector<Tap> taps{{listed.find("embd", -1), RowKind::token, 1, 2}, {last, RowKind::token, 1, 2}};
     const auto plan = std::make_shared<Plan>(listed, taps);
     const Reference reference(model, {}, 4);
     for (const int n_backends : {1, 2}) {

@@ -3,11 +3,25 @@
 #include <doctest/doctest.h>
 
 #include <memory>
+#include <new>
+#include <stdexcept>
 
 #include "capture.h"
 
 using namespace loom;
 using namespace loom::test;
+
+// AddressSanitizer ends the process over an allocation of impossible size; here it is to throw, as it does elsewhere.
+void * operator new[](size_t n) {
+    if (n > size_t{1} << 40) throw std::bad_alloc();
+    return ::operator new(n);
+}
+void operator delete[](void * p) noexcept {
+    ::operator delete(p);
+}
+void operator delete[](void * p, size_t) noexcept {
+    ::operator delete(p);
+}
 
 namespace {
 
@@ -89,17 +103,14 @@ TEST_CASE("another name") {
 TEST_CASE("fewer nodes") {
     Failing f;
     f.twist = Twist::fewer_nodes;
-    const std::string n = std::to_string(f.listed.nodes.size()),
-                      n_found = std::to_string(f.listed.nodes.size() - 1);
-    check_failed(f.run(all_outputs({})), Status::graph_changed,
-                 "the graph has " + n_found + " nodes, not " + n);
+    const std::string n = std::to_string(f.listed.nodes.size()), n_found = std::to_string(f.listed.nodes.size() - 1);
+    check_failed(f.run(all_outputs({})), Status::graph_changed, "the graph has " + n_found + " nodes, not " + n);
 }
 
 TEST_CASE("more nodes") {
     Failing f;
     f.twist = Twist::more_nodes;
-    check_failed(f.run(all_outputs({})), Status::several_passes,
-                 "the batch was computed in more than one graph");
+    check_failed(f.run(all_outputs({})), Status::several_passes, "the batch was computed in more than one graph");
 }
 
 TEST_CASE("a batch computed in two graphs") {
@@ -178,22 +189,19 @@ TEST_CASE("no memory for the rows") {
     // 2^60 elements of 8 bytes: more than an array may have.
     const Graph graph = one_node(GGML_TYPE_I64, {1 << 30, 1 << 30, 1, 1});
     Tapper tapper;
-    tapper.tap(std::make_shared<Plan>(graph, std::vector<Tap>{{0, RowKind::whole, -1, 2}}),
-               {1, 1, {0}, {0}, false});
+    tapper.tap(std::make_shared<Plan>(graph, std::vector<Tap>{{0, RowKind::whole, -1, 2}}), {1, 1, {0}, {0}, false});
     ggml_tensor t = fake(graph, 0);
     CHECK(Tapper::on_eval(&t, true, &tapper));
     CHECK(Tapper::on_eval(&t, false, &tapper)); // the decode goes on
     const Outcome outcome = tapper.finish();
     CHECK(outcome.status == Status::out_of_memory);
-    CHECK(outcome.detail.find("node only") == 0);
     CHECK(outcome.arrays.empty());
 }
 
 TEST_CASE("a type that became unreadable") {
     const Graph graph = one_node(GGML_TYPE_F32, {32, 2, 1, 1});
     Tapper tapper;
-    tapper.tap(std::make_shared<Plan>(graph, std::vector<Tap>{{0, RowKind::token, 1, 2}}),
-               {2, 2, {0}, {0}, false});
+    tapper.tap(std::make_shared<Plan>(graph, std::vector<Tap>{{0, RowKind::token, 1, 2}}), {2, 2, {0}, {0}, false});
     ggml_tensor t = fake(graph, 0);
     t.type = GGML_TYPE_Q8_1;
     CHECK(Tapper::on_eval(&t, true, &tapper));
@@ -207,12 +215,12 @@ TEST_CASE("a quantized tensor whose blocks do not lie along dimension 0") {
     const ggml_context_ptr ctx(ggml_init({1 << 16, nullptr, false}));
     ggml_tensor * t = ggml_transpose(ctx.get(), ggml_new_tensor_2d(ctx.get(), GGML_TYPE_Q8_0, 64, 32));
     ggml_set_name(t, "turned");
+    t->flags |= GGML_TENSOR_FLAG_COMPUTE;
     GraphRecorder recorder;
     recorder.add(t);
     Tapper tapper;
     tapper.tap(std::make_shared<Plan>(recorder.finish(), std::vector<Tap>{{0, RowKind::whole, -1, 2}}),
                {1, 1, {0}, {0}, false});
-    t->flags |= GGML_TENSOR_FLAG_COMPUTE;
     CHECK(Tapper::on_eval(t, true, &tapper));
     CHECK(Tapper::on_eval(t, false, &tapper));
     const Outcome outcome = tapper.finish();
@@ -222,8 +230,7 @@ TEST_CASE("a quantized tensor whose blocks do not lie along dimension 0") {
 
 TEST_CASE("a node that stands in the graph, but is not computed") {
     // ggml_build_forward_select keeps the branches that were not selected as nodes.
-    const ggml_context_ptr ctx(
-        ggml_init({16 * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true}));
+    const ggml_context_ptr ctx(ggml_init({16 * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true}));
     ggml_tensor * a = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, 4, 2);
     ggml_set_input(a);
     ggml_tensor * branches[] = {ggml_set_name(ggml_sqr(ctx.get(), a), "selected"),
@@ -231,16 +238,19 @@ TEST_CASE("a node that stands in the graph, but is not computed") {
     ggml_cgraph * gf = ggml_new_graph(ctx.get());
     ggml_build_forward_select(gf, branches, 2, 0);
     const Graph graph = record(gf);
+    const std::vector<Tap> taps{{1, RowKind::whole, -1, 2}};
+    CHECK(graph.nodes[0].computed);
+    CHECK_FALSE(graph.nodes[1].computed);
+    CHECK_THROWS_AS(Plan(graph, taps), std::invalid_argument);
+
+    // Listed while the branch was taken, decoded while it is not.
+    Graph other = graph;
+    other.nodes[1].computed = true;
     Tapper tapper;
-    // Refused by the plan where the listing shows it, else by the decode.
-    try {
-        tapper.tap(std::make_shared<Plan>(graph, std::vector<Tap>{{1, RowKind::whole, -1, 2}}),
-                   {2, 2, {0}, {0}, false});
-    } catch (const std::invalid_argument &) {
-        return;
-    }
+    tapper.tap(std::make_shared<Plan>(other, taps), {2, 2, {0}, {0}, false});
     Engine engine(&tapper);
     engine.compute_once(gf);
     const Outcome outcome = tapper.finish();
-    CHECK(outcome.status != Status::ok);
+    CHECK(outcome.status == Status::graph_changed);
+    CHECK(outcome.arrays.empty());
 }

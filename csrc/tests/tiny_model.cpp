@@ -85,8 +85,7 @@ TinyGraph TinyModel::build(Batch batch, bool keep, Twist twist) const {
         q = named(ggml_reshape_3d(ctx, q, d_head, n_head, batch.n_tokens), "Qcur", il);
         q = named(ggml_permute(ctx, q, 0, 2, 1, 3), "q", il); // [d_head, token, head]
         ggml_tensor * k = named(ggml_mul_mat(ctx, b.wk, cur), "Kcur", il);
-        ggml_build_forward_expand(graph.gf,
-                                  named(ggml_set_rows(ctx, b.cache_k, k, graph.cells), "k_store", il));
+        ggml_build_forward_expand(graph.gf, named(ggml_set_rows(ctx, b.cache_k, k, graph.cells), "k_store", il));
 
         // The same cells serve as keys and as values: one cache is enough for a test.
         k = ggml_view_3d(ctx, b.cache_k, d_head, batch.n_kv, n_head, nb_cell, nb_head, 0);
@@ -120,20 +119,27 @@ TinyGraph TinyModel::build(Batch batch, bool keep, Twist twist) const {
     ggml_set_output(cur);
     ggml_build_forward_expand(graph.gf, cur);
 
-    for (int i = 0; keep && i < ggml_graph_n_nodes(graph.gf); i++)
-        ggml_set_output(ggml_graph_node(graph.gf, i));
+    if (keep) {
+        for (int i = 0; i < ggml_graph_n_nodes(graph.gf); i++) ggml_set_output(ggml_graph_node(graph.gf, i));
+        // Inputs too, or nodes would be given their memory once they are used up.
+        for (ggml_tensor * t : {graph.tokens, graph.cells, graph.out_ids}) ggml_set_output(t);
+    }
     return graph;
 }
 
 Engine::Engine(Tapper * tapper, int n_backends) {
+    // Two backends whose buffers are of one type would be taken for one: the second gets the type of mapped memory,
+    // which is the CPU's too.
+    alignas(64) static char somewhere[64];
+    const ggml_backend_buffer_ptr mapped(ggml_backend_cpu_buffer_from_ptr(somewhere, sizeof(somewhere)));
+    ggml_backend_buffer_type_t bufts[] = {ggml_backend_cpu_buffer_type(), ggml_backend_buffer_get_type(mapped.get())};
     std::vector<ggml_backend_t> raw;
     for (int i = 0; i < n_backends; i++) {
         backends_.emplace_back(ggml_backend_cpu_init());
         ggml_backend_cpu_set_n_threads(backends_.back().get(), 1);
         raw.push_back(backends_.back().get());
     }
-    sched_.reset(
-        ggml_backend_sched_new(raw.data(), nullptr, n_backends, GGML_DEFAULT_GRAPH_SIZE, false, false));
+    sched_.reset(ggml_backend_sched_new(raw.data(), bufts, n_backends, GGML_DEFAULT_GRAPH_SIZE, false, false));
     if (tapper != nullptr) ggml_backend_sched_set_eval_callback(sched_.get(), Tapper::on_eval, tapper);
 }
 
@@ -154,12 +160,10 @@ void Engine::compute(const TinyGraph & graph, int seed) {
         tokens.push_back((seed + 7 * i) % n_vocab);
         cells.push_back(i);
     }
-    for (int i = 0; i < graph.batch.n_outputs; i++)
-        out_ids.push_back(graph.batch.n_tokens - graph.batch.n_outputs + i);
+    for (int i = 0; i < graph.batch.n_outputs; i++) out_ids.push_back(graph.batch.n_tokens - graph.batch.n_outputs + i);
     ggml_backend_tensor_set(graph.tokens, tokens.data(), 0, ggml_nbytes(graph.tokens));
     ggml_backend_tensor_set(graph.cells, cells.data(), 0, ggml_nbytes(graph.cells));
-    if (!out_ids.empty())
-        ggml_backend_tensor_set(graph.out_ids, out_ids.data(), 0, ggml_nbytes(graph.out_ids));
+    if (!out_ids.empty()) ggml_backend_tensor_set(graph.out_ids, out_ids.data(), 0, ggml_nbytes(graph.out_ids));
     compute_prepared(graph.gf);
 }
 
@@ -205,8 +209,7 @@ std::vector<Tap> taps_of_everything(const TinyModel & model, const Graph & graph
         tap.ordinal = static_cast<int>(i);
         tap.axis = row_axis(axes[i]);
         if (tap.axis >= 0)
-            tap.kind =
-                axes[i][static_cast<size_t>(tap.axis)] == Axis::token ? RowKind::token : RowKind::output;
+            tap.kind = axes[i][static_cast<size_t>(tap.axis)] == Axis::token ? RowKind::token : RowKind::output;
         for (size_t d = 0; d < GGML_MAX_DIMS; d++)
             if (a.nodes[i].ne[d] > 1) tap.n_dims = static_cast<int>(d) + 1;
         taps.push_back(tap);

@@ -62,12 +62,12 @@ private:
 // A scheduler over CPU backends; with two of them the graph is cut in two splits.
 class Engine {
 public:
-    explicit Engine(Tapper * tapper, int n_backends = 1);
+    explicit Engine(Tapper * tapper, int n_backends = 1); // one or two
 
     void prepare(const TinyGraph & graph);           // gives the graph memory
     void compute(const TinyGraph & graph, int seed); // tokens follow from the seed; may be repeated
     void run(const TinyModel & model, const TinyGraph & graph, int seed); // all of it, from an empty cache
-    void compute_once(ggml_cgraph * gf); // any graph, inputs as they happen to be
+    void compute_once(ggml_cgraph * gf);                                  // any graph, inputs as they happen to be
     int n_splits() const { return ggml_backend_sched_get_n_splits(sched_.get()); }
 
 private:

@@ -1,0 +1,40 @@
+"""Fixtures that several files of the suite use."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for the helper modules that stand beside the tests
+
+from oracle import open_model
+
+from loom_gguf import Model
+
+OpenModel = Callable[..., Model]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Iterator[OpenModel]:
+    """Fidelity models by name and settings, each opened once; exact unless said otherwise. Not to be closed."""
+    models: dict[tuple[str, tuple[tuple[str, Any], ...]], Model] = {}
+
+    def get(name: str, **settings: Any) -> Model:
+        key = (name, tuple(sorted(settings.items())))
+        if key not in models:
+            models[key] = open_model(name, **settings)
+        return models[key]
+
+    yield get
+    for model in models.values():
+        model.close()
+
+
+@pytest.fixture
+def llama(shared: OpenModel) -> Model:
+    """The F32 Llama in exact mode."""
+    return shared("llama")
