@@ -26,6 +26,7 @@ from .states import NodeValues, States
 from .weights import Weights
 
 Precision = Literal["fast", "exact"]
+InPlace = Literal["host", "never", "always"]
 Array: TypeAlias = npt.NDArray[Any]
 
 # The batches that tell the axes apart: (n_tokens, n_outputs). No size is a multiple of another pair's.
@@ -43,6 +44,9 @@ class ContextParams:
     n_seq_max: int = 8  # sequences that may be open at once
     n_threads: int | None = None
     precision: Precision = "fast"
+    # Where wanted nodes may stay until a decode is over: in the host's memory, nowhere (the graph is cut and each one
+    # copied), or in any device's memory.
+    in_place: InPlace = "host"
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ class Context:
         """Make the context, and list the graphs that it computes."""
         self._weights = weights
         self.lock = threading.RLock()
-        self.tapper = _core.Tapper()
+        self.tapper = _core.Tapper(_core.InPlace[params.in_place.upper()])
         n_seq_max = 1 if weights.recurrent else params.n_seq_max
         self._free_sequences = list(range(n_seq_max))[::-1]
         self._ctx: Any = _make_context(weights, params, n_seq_max, self.tapper)

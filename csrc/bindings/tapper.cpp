@@ -27,7 +27,11 @@ static py::array to_numpy(Array && array) {
 }
 
 static std::tuple<Status, std::string, std::vector<py::array>> finish(Tapper & tapper) {
-    Outcome outcome = tapper.finish();
+    Outcome outcome;
+    {
+        const py::gil_scoped_release release;
+        outcome = tapper.finish();
+    }
     std::vector<py::array> arrays;
     arrays.reserve(outcome.arrays.size());
     for (Array & array : outcome.arrays) arrays.push_back(to_numpy(std::move(array)));
@@ -58,8 +62,16 @@ void register_tapper(py::module_ & m) {
     py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan", "What to read from graphs of one shape.")
         .def(py::init<const Graph &, std::vector<Tap>>(), py::arg("graph"), py::arg("taps"));
 
+    py::native_enum<InPlace>(m, "InPlace", "enum.Enum", "Where wanted nodes may be left until the decode is over.")
+        .value("NEVER", InPlace::never)
+        .value("HOST", InPlace::host)
+        .value("ALWAYS", InPlace::always)
+        .finalize();
+
     py::class_<Tapper>(m, "Tapper", "Reads nodes of one llama_context; must outlive it. Not thread-safe.")
-        .def(py::init<>())
+        .def(py::init<InPlace>(), py::arg("in_place") = InPlace::host)
+        .def_property_readonly("arena_size", &Tapper::arena_size,
+                               "Memory behind the nodes left in place, in bytes.")
         .def_property_readonly(
             "user_data", [](Tapper & self) { return reinterpret_cast<uintptr_t>(&self); },
             "Address for llama_context_params.cb_eval_user_data.")

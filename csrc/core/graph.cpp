@@ -39,11 +39,14 @@ void GraphRecorder::add(const ggml_tensor * t) {
     for (int d = 0; d < GGML_MAX_DIMS; d++) node.ne[static_cast<size_t>(d)] = t->ne[d];
     node.computed = (t->flags & GGML_TENSOR_FLAG_COMPUTE) != 0;
     node.view = t->view_src != nullptr;
+    node.root = ordinal;
     if (node.view) {
         // ggml keeps view chains flat, but does not promise it: walk to the tensor that owns the memory. One that
         // no node computes and nobody feeds per decode is memory of the model or of its cache.
         const ggml_tensor * root = t->view_src;
         while (root->view_src != nullptr) root = root->view_src;
+        const auto known = ordinals_.find(root);
+        node.root = known == ordinals_.end() ? -1 : known->second;
         node.memory = root->op == GGML_OP_NONE && (root->flags & GGML_TENSOR_FLAG_INPUT) == 0;
     }
     for (const ggml_tensor * source : t->src) {

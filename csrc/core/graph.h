@@ -29,6 +29,7 @@ struct Node {
     std::array<int64_t, GGML_MAX_DIMS> ne{}; // elements per dimension, ggml's order: ne[0] is the innermost
     bool computed = true; // false: a branch of the graph that was not taken, its memory is garbage
     bool view = false;                       // shares the memory of another tensor
+    int root = -1;       // ordinal of the node whose memory it uses: itself, or the root of the view; -1: no node's
     bool memory = false; // a view of memory that outlives the graph (the KV cache, a recurrent state, a weight)
     // Operands: the ordinal of the node, or -1 where the operand is a leaf (a weight or an input), whose name then
     // stands in leaf_names at the same place.

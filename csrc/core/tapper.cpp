@@ -10,9 +10,21 @@
 
 namespace loom {
 
-Plan::Plan(const Graph & graph, std::vector<Tap> taps) {
+// Nodes whose memory a later node writes into: what they computed is gone when the decode is over.
+static std::vector<bool> overwritten(const Graph & graph) {
+    std::vector<bool> result(graph.nodes.size(), false);
+    for (const Node & node : graph.nodes) {
+        const bool looks_only = node.op == GGML_OP_VIEW || node.op == GGML_OP_RESHAPE || node.op == GGML_OP_PERMUTE ||
+                                node.op == GGML_OP_TRANSPOSE;
+        if (node.view && !looks_only && node.root >= 0) result[static_cast<size_t>(node.root)] = true;
+    }
+    return result;
+}
+
+Plan::Plan(const Graph & graph, std::vector<Tap> taps) : roots_(graph.nodes.size(), false) {
     ops_.reserve(graph.nodes.size());
     for (const Node & node : graph.nodes) ops_.push_back(node.op);
+    const std::vector<bool> lost = overwritten(graph);
 
     for (const Tap & tap : taps) {
         if (tap.ordinal < 0 || static_cast<size_t>(tap.ordinal) >= graph.nodes.size())
@@ -30,13 +42,24 @@ Plan::Plan(const Graph & graph, std::vector<Tap> taps) {
         if (!readable(node.type, &value) || (tap.axis == 0 && ggml_blck_size(node.type) != 1))
             throw std::invalid_argument("node " + node.key.name + " has type " + ggml_type_name(node.type) +
                                         ", which cannot be read" + (whole ? "" : " as rows"));
-        taps_.push_back({tap, node.key.name, node.key.occurrence});
+        const int root = node.root >= 0 && !lost[static_cast<size_t>(node.root)] ? node.root : -1;
+        taps_.push_back({tap, node.key.name, node.key.occurrence, root});
+        if (root < 0 || roots_[static_cast<size_t>(root)]) continue;
+        roots_[static_cast<size_t>(root)] = true;
+        size_t bytes = ggml_row_size(node.type, node.ne[0]);
+        for (size_t d = 1; d < GGML_MAX_DIMS; d++) bytes *= static_cast<size_t>(node.ne[d]);
+        if (whole)
+            fixed_bytes_ += bytes;
+        else
+            (tap.kind == RowKind::token ? token_bytes_ : output_bytes_) +=
+                bytes / static_cast<size_t>(std::max<int64_t>(node.ne[static_cast<size_t>(tap.axis)], 1));
     }
 }
 
 void Tapper::off() {
     mode_ = Mode::off;
     plan_.reset();
+    cursor_ = 0;
     outcome_ = Outcome{};
     recorder_.finish();
 }
@@ -58,7 +81,16 @@ void Tapper::tap(std::shared_ptr<const Plan> plan, Pass pass) {
     cursor_ = 0;
     next_tap_ = 0;
     stopped_ = false;
-    outcome_.arrays.reserve(plan_->taps_.size());
+    outcome_.arrays.resize(plan_->taps_.size());
+    left_.assign(plan_->taps_.size(), nullptr);
+    // Memory in place is for all rows of the batch. Where only few are wanted it would be mostly wasted, and such
+    // batches are long enough for a cut in the graph not to matter.
+    leave_ = in_place_ != InPlace::never &&
+             2 * static_cast<int64_t>(pass_.token_rows.size()) >= pass_.n_tokens;
+    const size_t alignment_waste = 256 * plan_->taps_.size();
+    redirects_.begin(alignment_waste + plan_->fixed_bytes_ +
+                     plan_->token_bytes_ * static_cast<size_t>(pass_.n_tokens) +
+                     plan_->output_bytes_ * static_cast<size_t>(pass_.n_outputs));
     mode_ = Mode::tap;
 }
 
@@ -77,6 +109,16 @@ Outcome Tapper::finish() {
     if (outcome_.status == Status::ok && !stopped_ && cursor_ != plan_->ops_.size())
         fail(Status::graph_changed, "the graph has " + std::to_string(cursor_) + " nodes, not " +
                                         std::to_string(plan_->ops_.size()));
+    if (outcome_.status == Status::ok) {
+        try {
+            const std::vector<const void *> addresses = download_.fetch(left_);
+            for (size_t i = 0; i < left_.size(); i++)
+                if (left_[i] != nullptr) read(left_[i], addresses[i], i);
+        } catch (const std::bad_alloc &) {
+            fail(Status::out_of_memory, "");
+            failed_at_ = cursor_;
+        }
+    }
     Outcome outcome = std::exchange(outcome_, Outcome{});
     if (outcome.status == Status::out_of_memory)
         outcome.detail = "node number " + std::to_string(failed_at_) + " of the graph";
@@ -95,15 +137,17 @@ void Tapper::fail(Status status, std::string detail) {
 bool Tapper::on_eval(ggml_tensor * t, bool ask, void * user_data) {
     Tapper & self = *static_cast<Tapper *>(user_data);
     try {
-        switch (self.mode_) {
-        case Mode::off: return !ask;
-        case Mode::list:
-            if (ask) self.recorder_.add(t);
-            return !ask;
-        // The scheduler asks anew for every split: yes to its first node, then no to going on.
-        case Mode::skip: return ask;
-        case Mode::tap: return ask ? self.ask_tap(t) : self.read_tap(t);
+        if (ask) {
+            // Whatever this decode is for, nodes of a cached graph that are no longer wanted get their memory back.
+            if (self.mode_ == Mode::tap) return self.ask_tap(t);
+            const size_t ordinal = self.cursor_++;
+            if (self.redirects_.any_active()) self.redirects_.visit(ordinal, t, false);
+            if (self.mode_ == Mode::list) self.recorder_.add(t);
+            // The scheduler asks anew for every split: skipping is yes to its first node, then no to going on.
+            return self.mode_ == Mode::skip;
         }
+        if (self.mode_ == Mode::skip) return false;
+        if (self.mode_ == Mode::tap) return self.read_tap(t);
     } catch (...) {
         // Allocation is all that can fail here. No text is made of it now: that would allocate again.
         self.outcome_.status = Status::out_of_memory;
@@ -113,14 +157,25 @@ bool Tapper::on_eval(ggml_tensor * t, bool ask, void * user_data) {
     return !ask;
 }
 
-bool Tapper::ask_tap(const ggml_tensor * t) {
+bool Tapper::redirect(size_t ordinal, ggml_tensor * t) {
+    if (!leave_ && !redirects_.any_active()) return false;
+    bool wanted = leave_ && plan_->roots_[ordinal] && t->view_src == nullptr && t->buffer != nullptr;
+    // Buffers whose tensors carry more than an address (a matrix split over several GPUs) are left alone.
+    wanted = wanted && t->extra == nullptr && ggml_nelements(t) > 0 &&
+             ggml_backend_buffer_get_usage(t->buffer) == GGML_BACKEND_BUFFER_USAGE_COMPUTE &&
+             (in_place_ == InPlace::always || ggml_backend_buffer_is_host(t->buffer));
+    return redirects_.visit(ordinal, t, wanted);
+}
+
+bool Tapper::ask_tap(ggml_tensor * t) {
     if (stopped_) return true; // a later split: as in skip
-    if (outcome_.status != Status::ok) return false;
     const size_t ordinal = cursor_++;
     if (ordinal >= plan_->ops_.size()) {
         fail(Status::several_passes, "the batch was computed in more than one graph");
         return false;
     }
+    redirect(ordinal, t);
+    if (outcome_.status != Status::ok) return false;
     if (t->op != plan_->ops_[ordinal]) {
         fail(Status::graph_changed, std::string("node ") + t->name + " stands in an unexpected place");
         return false;
@@ -132,12 +187,16 @@ bool Tapper::ask_tap(const ggml_tensor * t) {
         fail(Status::graph_changed, "node " + wanted.name + " is now called " + t->name);
         return false;
     }
-    return true;
+    const bool stop_here = pass_.stop_early && next_tap_ + 1 == plan_->taps_.size();
+    if (stop_here || !leave_ || wanted.root < 0 || !redirects_.active(static_cast<size_t>(wanted.root))) return true;
+    left_[next_tap_++] = t;
+    return false;
 }
 
 bool Tapper::read_tap(const ggml_tensor * t) {
     if (stopped_) return false;
-    read(t, plan_->taps_[next_tap_++]);
+    const std::vector<const void *> address = download_.fetch({t});
+    read(t, address[0], next_tap_++);
     // A failed pass runs on to its end: the model's own state (its cache) must stay whole.
     if (pass_.stop_early && next_tap_ == plan_->taps_.size() && outcome_.status == Status::ok) {
         stopped_ = true;
@@ -146,54 +205,58 @@ bool Tapper::read_tap(const ggml_tensor * t) {
     return true;
 }
 
-void Tapper::read(const ggml_tensor * t, const Plan::Wanted & wanted) {
+// Checks that `t` is what the plan expects, and gives the array its shape. False: it failed.
+bool Tapper::prepare(const ggml_tensor * t, const Plan::Wanted & wanted, Array * array) {
     const Tap & tap = wanted.tap;
-    Array array;
+    const auto refuse = [&](Status status, const std::string & detail) {
+        fail(status, "node " + wanted.name + detail);
+        return false;
+    };
     // Checked when the plan was made, but it is this tensor that is read now. Blocks of a quantized type are dense.
     const bool blocks = ggml_blck_size(t->type) != 1;
-    if (!readable(t->type, &array.value) || (blocks && (tap.axis == 0 || t->nb[0] != ggml_type_size(t->type))) ||
+    if (!readable(t->type, &array->value) || (blocks && (tap.axis == 0 || t->nb[0] != ggml_type_size(t->type))) ||
         (t->flags & GGML_TENSOR_FLAG_COMPUTE) == 0)
-        return fail(Status::graph_changed, "node " + wanted.name + " cannot be read in this batch");
+        return refuse(Status::graph_changed, " cannot be read in this batch");
 
-    static const std::vector<int32_t> no_rows;
-    const std::vector<int32_t> * rows = &no_rows;
     if (tap.kind != RowKind::whole) {
-        const bool per_token = tap.kind == RowKind::token;
-        const int64_t expected = per_token ? pass_.n_tokens : pass_.n_outputs;
+        const int64_t expected = tap.kind == RowKind::token ? pass_.n_tokens : pass_.n_outputs;
         if (t->ne[tap.axis] != expected)
-            return fail(Status::wrong_rows, "node " + wanted.name + " has " + std::to_string(t->ne[tap.axis]) +
-                                                " rows where the batch has " + std::to_string(expected));
-        rows = per_token ? &pass_.token_rows : &pass_.output_rows;
-        if (rows->size() != pass_.token_rows.size())
-            return fail(Status::wrong_rows,
-                        "node " + wanted.name + " has rows only for outputs, and a wanted token is not one");
-        for (const int32_t row : *rows)
+            return refuse(Status::wrong_rows, " has " + std::to_string(t->ne[tap.axis]) +
+                                                  " rows where the batch has " + std::to_string(expected));
+        const std::vector<int32_t> & rows = rows_of(tap);
+        if (rows.size() != pass_.token_rows.size())
+            return refuse(Status::wrong_rows, " has rows only for outputs, and a wanted token is not one");
+        for (const int32_t row : rows)
             if (row < 0 || row >= expected)
-                return fail(Status::wrong_rows, "there is no row " + std::to_string(row) + " in a batch of " +
-                                                    std::to_string(expected));
-        array.shape.push_back(static_cast<int64_t>(rows->size()));
+                return refuse(Status::wrong_rows, " has no row " + std::to_string(row) + " in a batch of " +
+                                                      std::to_string(expected));
+        array->shape.push_back(static_cast<int64_t>(rows.size()));
     }
     for (int d = GGML_MAX_DIMS - 1; d >= 0; d--) {
         if (d == tap.axis) continue;
         if (d < tap.n_dims)
-            array.shape.push_back(t->ne[d]);
+            array->shape.push_back(t->ne[d]);
         else if (t->ne[d] != 1)
-            return fail(Status::wrong_rows, "node " + wanted.name + " has more dimensions than it was listed with");
+            return refuse(Status::wrong_rows, " has more dimensions than it was listed with");
     }
+    return true;
+}
+
+const std::vector<int32_t> & Tapper::rows_of(const Tap & tap) const {
+    static const std::vector<int32_t> none;
+    if (tap.kind == RowKind::whole) return none;
+    return tap.kind == RowKind::token ? pass_.token_rows : pass_.output_rows;
+}
+
+void Tapper::read(const ggml_tensor * t, const void * data, size_t index) {
+    const Plan::Wanted & wanted = plan_->taps_[index];
+    Array array;
+    if (!prepare(t, wanted, &array)) return;
     size_t bytes = value_size(array.value);
     for (const int64_t n : array.shape) bytes *= static_cast<size_t>(n);
     array.data.reset(new char[bytes]);
-    if (bytes > 0) {
-        const void * data = t->data;
-        ggml_backend_buffer_t buffer = t->view_src != nullptr ? t->view_src->buffer : t->buffer;
-        if (!ggml_backend_buffer_is_host(buffer)) {
-            staging_.resize(ggml_nbytes(t));
-            ggml_backend_tensor_get(t, staging_.data(), 0, staging_.size());
-            data = staging_.data();
-        }
-        read_rows(t, data, tap.axis, *rows, array.value, array.data.get());
-    }
-    outcome_.arrays.push_back(std::move(array));
+    if (bytes > 0) read_rows(t, data, wanted.tap.axis, rows_of(wanted.tap), array.value, array.data.get());
+    outcome_.arrays[index] = std::move(array);
 }
 
 } // namespace loom

@@ -10,8 +10,10 @@
 #include <string>
 #include <vector>
 
+#include "core/download.h"
 #include "core/graph.h"
 #include "core/reader.h"
+#include "core/redirects.h"
 
 namespace loom {
 
@@ -42,9 +44,20 @@ private:
         Tap tap;
         std::string name;
         int occurrence;
+        int root; // the node in whose memory it can be left until the decode is over; -1: it must be copied at once
     };
     std::vector<ggml_op> ops_;
+    std::vector<bool> roots_; // by ordinal: some tap has this root
     std::vector<Wanted> taps_; // by ordinal
+    // Memory of the roots: bytes that do not depend on the batch, bytes per token and bytes per output.
+    size_t fixed_bytes_ = 0, token_bytes_ = 0, output_bytes_ = 0;
+};
+
+// Where wanted nodes may be left in place, to be read after the decode. Elsewhere the graph is cut behind them.
+enum class InPlace : uint8_t {
+    never,
+    host,   // nodes in the host's own memory
+    always, // nodes in any memory
 };
 
 // One batch, as far as the tapper must know it.
@@ -79,12 +92,16 @@ struct Outcome {
 
 class Tapper {
 public:
+    explicit Tapper(InPlace in_place = InPlace::host) : in_place_(in_place) {}
+
     void list();                                           // record the next decode's graph
     void skip();                                           // let the next decode compute next to nothing
     void tap(std::shared_ptr<const Plan> plan, Pass pass); // read these nodes in the next decode
-    Outcome finish();                                      // after tap(): disarms
+    Outcome finish();                                      // after tap() and the decode: disarms
     Graph listed();                                        // after list(): disarms
     void off();
+
+    size_t arena_size() const { return redirects_.size(); } // memory behind the nodes left in place, in bytes
 
     // For llama_context_params.cb_eval, with the tapper as user data. Called on the thread in llama_decode, without
     // Python's lock: touches no Python object, throws nothing.
@@ -93,21 +110,28 @@ public:
 private:
     enum class Mode : uint8_t { off, list, skip, tap };
 
-    bool ask_tap(const ggml_tensor * t);
+    bool ask_tap(ggml_tensor * t);
     bool read_tap(const ggml_tensor * t);
-    void read(const ggml_tensor * t, const Plan::Wanted & wanted);
+    bool redirect(size_t ordinal, ggml_tensor * t);
+    bool prepare(const ggml_tensor * t, const Plan::Wanted & wanted, Array * array);
+    const std::vector<int32_t> & rows_of(const Tap & tap) const;
+    void read(const ggml_tensor * t, const void * data, size_t index);
     void fail(Status status, std::string detail);
 
+    const InPlace in_place_;
     Mode mode_ = Mode::off;
     GraphRecorder recorder_;
     std::shared_ptr<const Plan> plan_;
     Pass pass_;
-    size_t cursor_ = 0;   // nodes asked about in this decode
-    size_t next_tap_ = 0; // taps read in this decode
+    size_t cursor_ = 0;    // nodes asked about in this decode
+    size_t next_tap_ = 0;  // taps met in this decode
     size_t failed_at_ = 0; // cursor_ when memory ran out
+    bool leave_ = false;   // leave nodes in place in this decode
     bool stopped_ = false;
     Outcome outcome_;
-    std::vector<char> staging_; // device memory on its way to the host; kept from decode to decode
+    std::vector<const ggml_tensor *> left_; // by tap: the node left in place, or null
+    Redirects redirects_;
+    Download download_;
 };
 
 } // namespace loom
