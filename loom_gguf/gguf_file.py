@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import preflight
 from ._native import _core, complaints, forget_complaints
 from .errors import CorruptGGUFError, ModelNotFoundError, NotGGUFError, TruncatedGGUFError
 
 _MAGIC = b"GGUF"
-
-# llama.cpp sizes its tables for this many blocks and ends the process beyond (LLAMA_MAX_LAYERS).
-_MAX_LAYERS = 512
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
             for name, ne, type_name, offset, n_bytes in tensors
         ),
     )
-    _check(file_header)
+    preflight.check(file_header)
     return file_header
 
 
@@ -115,21 +113,3 @@ def _numpy_shape(ne: list[int]) -> tuple[int, ...]:
     while len(ne) > 1 and ne[-1] == 1:
         ne = ne[:-1]
     return tuple(reversed(ne))
-
-
-def _check(file: GGUFFile) -> None:
-    end = max((tensor.offset + tensor.size for tensor in file.tensors), default=0)
-    if end > file.size:
-        raise TruncatedGGUFError(
-            f"{file.path} is truncated: it has {file.size:,} bytes, but its tensors end at byte {end:,}. "
-            f"Download it again"
-        )
-    arch = file.metadata.get("general.architecture")
-    if not isinstance(arch, str) or not arch:
-        raise CorruptGGUFError(f"{file.path} does not say its architecture (general.architecture)")
-    n_layer = file.hparam("block_count")
-    if isinstance(n_layer, int) and n_layer > _MAX_LAYERS:
-        raise CorruptGGUFError(
-            f"{file.path} announces {n_layer:,} blocks; llama.cpp runs at most {_MAX_LAYERS}. "
-            f"Download or convert it again"
-        )

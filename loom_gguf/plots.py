@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import textwrap
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,16 +14,296 @@ import numpy as np
 from .analysis import Floats, hidden_state_rows, row_norms, row_turns
 from .errors import StatesError, StatesFileError
 from .states import States
-from .states_file import replacing
-from .token_labels import token_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.colors import Normalize
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.text import Text
 
 Measure = Literal["turn", "norm"]
 
 _FONT = "DejaVu Sans"  # comes with matplotlib, so pictures look alike everywhere
-_NO_VALUE = "#d62728"  # not a colour of the scale: NaN and Inf are seen at once
+_NO_VALUE = "#e3120b"  # not a colour of the scale: NaN and Inf are seen at once
 _DPI = 150
-_MAX_LABELS = 100  # more tick labels than this along an axis cannot be read
+_MAX_TICKS = 100  # more tick labels than this along an axis cannot be read
+_MAX_INCHES = 26
+_LABEL_LENGTH = 16
+
+# Ten steps of matplotlib's viridis (CC0), for the terminal.
+_VIRIDIS = (
+    "#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Map:
+    """What both pictures show."""
+
+    values: Floats  # (n_layers, n_tokens); NaN where there is no finite number
+    labels: list[str]  # of the layers, from the lowest
+    low: float
+    high: float
+    log: bool
+    title: str
+    scale: str  # what the colours mean, with the unit
+    y_label: str
+    generated: int  # index of the first token that the model made itself; 0: unknown, or it has no rows
+
+    def shade(self) -> Floats:
+        """The values from 0 (low) to 1 (high)."""
+        bend: Callable[[Any], Any] = np.log if self.log else np.asarray
+        with np.errstate(divide="ignore", invalid="ignore"):
+            low, high = bend(self.low), bend(self.high)
+            shade = np.clip((bend(self.values) - low) / (high - low if high > low else 1.0), 0.0, 1.0)
+        return np.asarray(shade)
+
+
+def _map(states: States, texts: Sequence[str] | None, measure: Measure, n_prompt: int | None) -> _Map:
+    n_tokens = len(states.tokens)
+    if texts is not None and len(texts) != n_tokens:
+        raise StatesError(f"{len(texts)} texts for {n_tokens} rows: give one text per token")
+    labels = list(hidden_state_rows(states))
+    if measure == "turn":
+        values = row_turns(states)
+        labels = _steps(labels, states.n_layer)
+    elif measure == "norm":
+        values = row_norms(states)
+    else:
+        raise ValueError(f'measure is "turn" or "norm", not {measure!r}')
+    log = measure == "norm"
+    values = np.where(np.isfinite(values), values, np.nan)
+    known = values[(values > 0) | (not log)]
+    known = known[np.isfinite(known)]
+    return _Map(
+        values=values,
+        labels=labels,
+        low=float(known.min()) if log and known.size else float(log),
+        high=float(known.max()) if known.size and known.max() > 0 else 1.0,
+        log=log,
+        title="Length of each hidden state" if log else "How far each layer turns the hidden state of each token",
+        scale="L2 norm (log scale, the model's own units)" if log else "angle to the state below (degrees)",
+        y_label="layer" if log else "layer (0: from the embedding)" if "0" in labels else "layer",
+        generated=0 if n_prompt is None else sum(position < n_prompt for position in states.positions),
+    )
+
+
+def _steps(labels: list[str], n_layer: int) -> list[str]:
+    """Names of the ways from one hidden state to the next: the upper one's, or both where some lie between."""
+    order = ["embedding", *map(str, range(n_layer)), "final"]
+    return [
+        after if order.index(after) == order.index(before) + 1 else f"{before} to {after}"
+        for before, after in zip(labels, labels[1:], strict=False)
+    ]
+
+
+def visible(text: str, *, space: str = "␣", has_glyph: Callable[[str], bool] = lambda char: True) -> str:
+    """A token's text as a short label: spaces, line ends and what has no glyph are made visible."""
+    known = {" ": space, "\n": "↵", "\t": "⇥"}
+    chars = [known.get(char) or (char if _printable(char) and has_glyph(char) else _escaped(char)) for char in text]
+    label, shown = "", 0
+    for char in chars:
+        if len(label) + len(char) > _LABEL_LENGTH - (shown + 1 < len(chars)):
+            return label + "…"
+        label, shown = label + char, shown + 1
+    return label
+
+
+def _printable(char: str) -> bool:
+    # Not str.isprintable alone: a mark that combines would sit on the label's neighbour.
+    return char.isprintable() and not (unicodedata.combining(char) or unicodedata.category(char) == "Me")
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def _token_labels(states: States, texts: Sequence[str] | None, **how: Any) -> list[str]:
+    """One label per token; its id where it has no text."""
+    names = [""] * len(states.tokens) if texts is None else texts
+    return [visible(text, **how) or str(token) for text, token in zip(names, states.tokens, strict=True)]
+
+
+# -- a PNG file -------------------------------------------------------------------------------------------------
+
+
+def heat_map(
+    states: States,
+    texts: Sequence[str] | None,
+    path: str | os.PathLike[str],
+    *,
+    title: str | None = None,
+    measure: Measure = "turn",
+    n_prompt: int | None = None,
+) -> None:
+    """Draw layers x tokens as a PNG file.
+
+    texts: one per token (row), for the labels; None writes token ids.
+    measure: "turn" is the angle in degrees between each hidden state and the captured one below it, so that a row
+        shows what one block does to every token, whatever the lengths (a first token's can be a hundred times the
+        others'); "norm" is the length of each state, on a logarithmic scale.
+    n_prompt: number of the prompt's tokens; a line then parts them from the generated ones.
+    """
+    from matplotlib import colormaps
+    from matplotlib.colors import LogNorm, Normalize
+    from matplotlib.figure import Figure
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    target = Path(path)
+    if target.suffix.lower() != ".png":
+        raise StatesFileError(f"pictures are PNG files, so {target} must end in .png")
+    if not target.parent.is_dir():
+        raise StatesFileError(f"there is no folder {target.parent}: make it first, or choose another path")
+    picture = _map(states, texts, measure, n_prompt)
+    n_layers, n_tokens = picture.values.shape
+
+    font = get_font(findfont(FontProperties(family=[_FONT])))
+    labels = _token_labels(states, texts, has_glyph=lambda char: font.get_char_index(ord(char)) != 0)
+    width = min(max(0.24 * n_tokens + 2.2, 6.5), _MAX_INCHES)
+    height = min(max(0.26 * n_layers, 1.2) + 2.0, _MAX_INCHES)
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    axes = figure.add_subplot()
+    norm: Normalize = (LogNorm if picture.log else Normalize)(picture.low, max(picture.high, picture.low * 1.001))
+    colours = colormaps["viridis"].with_extremes(bad=_NO_VALUE)
+    image = axes.imshow(
+        picture.values, aspect="auto", origin="lower", interpolation="nearest", cmap=colours, norm=norm
+    )
+    _ticks(axes, labels, picture.labels)
+    bar = figure.colorbar(image, ax=axes, pad=0.01, fraction=0.25 / width, aspect=12)
+    bar.set_label(picture.scale, family=_FONT, fontsize=9)
+    axes.set_xlabel("token read at each position", family=_FONT, fontsize=10)
+    axes.set_ylabel(picture.y_label, family=_FONT, fontsize=10)
+    _parts(axes, picture.generated, n_tokens)
+    heading = picture.title if title is None else title
+    if np.isnan(picture.values).any():
+        heading += "\nred: no number (NaN, Inf or a state of length 0)"
+    axes.set_title(heading, loc="left", family=_FONT, fontsize=11, pad=20, parse_math=False)
+
+    from .states_file import replacing
+
+    with replacing(target, "the picture") as temporary:
+        figure.savefig(temporary, format="png", dpi=_DPI, metadata={"Software": "loom_gguf"})
+
+
+def _ticks(axes: Axes, tokens: list[str], layers: list[str]) -> None:
+    every = -(-len(tokens) // _MAX_TICKS)
+    # Dollar signs in a token are not formulas.
+    axes.set_xticks(
+        range(0, len(tokens), every), tokens[::every], rotation=45, ha="right", rotation_mode="anchor", family=_FONT,
+        fontsize=8, parse_math=False,
+    )  # fmt: skip
+    every = -(-len(layers) // _MAX_TICKS)
+    axes.set_yticks(range(0, len(layers), every), layers[::every], family=_FONT, fontsize=8)
+    axes.tick_params(length=2)
+
+
+def _parts(axes: Axes, generated: int, n_tokens: int) -> None:
+    if not 0 < generated < n_tokens:
+        return
+    axes.axvline(generated - 0.5, color="white", linewidth=2.5)
+    axes.axvline(generated - 0.5, color="black", linewidth=1, linestyle=(0, (4, 2)))
+    for text, side, offset in (("prompt ", "right", -2), ("generated", "left", 2)):
+        axes.annotate(
+            text, (generated - 0.5, 1), xycoords=("data", "axes fraction"), xytext=(offset, 4), ha=side,
+            textcoords="offset points", family=_FONT, fontsize=9,
+        )  # fmt: skip
+
+
+# -- the terminal -----------------------------------------------------------------------------------------------
+
+
+def terminal_heat_map(
+    states: States,
+    texts: Sequence[str] | None,
+    width: int | None = None,
+    *,
+    measure: Measure = "turn",
+    n_prompt: int | None = None,
+) -> RenderableType:
+    """The same picture for rich's `console.print`: coloured blocks over the text, or digits where there is no colour.
+
+    width: columns to use at most, None for those of the terminal. Longer texts go on below.
+    """
+    return _TerminalMap(
+        _map(states, texts, measure, n_prompt), _token_labels(states, texts, space=" "), width
+    )
+
+
+class _TerminalMap:
+    def __init__(self, picture: _Map, labels: list[str], width: int | None) -> None:
+        self._map, self._labels, self._width = picture, labels, width
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        """The panels, each as wide as fits."""
+        colour = console.color_system in ("256", "truecolor", "windows") and options.encoding.startswith("utf")
+        width = max(options.max_width if self._width is None else min(self._width, options.max_width), 12)
+        yield self._line(self._map.title, style="bold")
+        yield self._legend(colour)
+        margin = max(map(len, self._map.labels)) + 1
+        shades = self._map.shade()
+        start = 0
+        while start < len(self._labels):
+            cells = self._fitting(start, width - margin)
+            yield self._line("")
+            for layer in reversed(range(len(self._map.labels))):
+                row = self._line(f"{self._map.labels[layer]:>{margin - 1}} ")
+                for token, text in cells:
+                    _paint(row, shades[layer, token], len_of(text), colour)
+                yield row
+            words = self._line(" " * margin)
+            for token, text in cells:
+                words.append(text, style="bold" if token >= self._map.generated > 0 else "")
+            yield words
+            start = cells[-1][0] + 1
+
+    def _fitting(self, start: int, room: int) -> list[tuple[int, str]]:
+        """Tokens from `start` on that fit into `room` columns, at least one, with the text of each."""
+        from rich.cells import set_cell_size
+
+        cells: list[tuple[int, str]] = []
+        for token in range(start, len(self._labels)):
+            text = self._labels[token]
+            if cells and len_of(text) > room:
+                break
+            text = set_cell_size(text, max(1, min(len_of(text), room)))
+            cells.append((token, text))
+            room -= len_of(text)
+        return cells
+
+    def _legend(self, colour: bool) -> Text:
+        picture = self._map
+        line = self._line(f"{picture.scale}: {picture.low:.3g} ")
+        for step in range(10):
+            if colour:
+                line.append("  ", style=f"on {_VIRIDIS[step]}")
+            else:
+                line.append(str(step))
+        line.append(f" {picture.high:.3g}")
+        if np.isnan(picture.values).any():
+            line.append("; ! no number")
+        if picture.generated > 0:
+            line.append("; generated text is bold")
+        return line
+
+    @staticmethod
+    def _line(text: str, style: str = "") -> Text:
+        from rich.text import Text
+
+        return Text(text, style=style, no_wrap=True, overflow="crop", end="\n")
+
+
+def len_of(text: str) -> int:
+    """Columns of the terminal that a text takes."""
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def _paint(row: Text, shade: float, width: int, colour: bool) -> None:
+    """One token at one layer. The thin line at its left keeps neighbours of one colour apart."""
+    if np.isnan(shade):
+        row.append("!" + " " * (width - 1), style=f"white on {_NO_VALUE}" if colour else "")
+    elif colour:
+        row.append("▏" + " " * (width - 1), style=f"#000000 on {_VIRIDIS[min(int(shade * 10), 9)]}")
+    else:
+        row.append(str(min(int(shade * 10), 9)) + " " * (width - 1))

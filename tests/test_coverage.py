@@ -38,7 +38,8 @@ def limit(name: str, precision: str = "exact") -> float:
     """How far the same token's row may be from itself in another batch."""
     if precision == "fast" or name in ("llama-q8_0", "llama-q4_0"):
         return 1e-2
-    return 2e-3 if name in GELU else 1e-5
+    # Activations are rounded to float16, before the product or to look GELU up: a last bit may fall either way.
+    return 2e-3 if name in GELU or name == "llama-f16" else 1e-5
 
 
 @cache

@@ -24,9 +24,10 @@ template <typename T> static py::object numbers(const gguf_context * ctx, int64_
     return py::array_t<T>(n, static_cast<const T *>(gguf_get_arr_data(ctx, id)));
 }
 
-// Metadata strings are UTF-8 by the format's rule, but files break it: bad bytes are shown, not fatal.
+// Metadata strings are UTF-8 by the format's rule, but files break it. Bad bytes become surrogates, so that strings
+// that differ stay different.
 static py::str text(const char * bytes) {
-    PyObject * decoded = PyUnicode_DecodeUTF8(bytes, static_cast<py::ssize_t>(std::strlen(bytes)), "replace");
+    PyObject * decoded = PyUnicode_DecodeUTF8(bytes, static_cast<py::ssize_t>(std::strlen(bytes)), "surrogateescape");
     if (decoded == nullptr) throw py::error_already_set();
     return py::reinterpret_steal<py::str>(decoded);
 }

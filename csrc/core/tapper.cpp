@@ -116,12 +116,12 @@ Outcome Tapper::finish() {
                 if (left_[i] != nullptr) read(left_[i], addresses[i], i);
         } catch (const std::bad_alloc &) {
             fail(Status::out_of_memory, "");
-            failed_at_ = cursor_;
         }
     }
     Outcome outcome = std::exchange(outcome_, Outcome{});
     if (outcome.status == Status::out_of_memory)
-        outcome.detail = "node number " + std::to_string(failed_at_) + " of the graph";
+        outcome.detail = std::to_string(plan_->taps_.size()) + " nodes of a batch of " +
+                         std::to_string(pass_.n_tokens) + " tokens";
     if (outcome.status != Status::ok) outcome.arrays.clear();
     off();
     return outcome;
@@ -152,7 +152,6 @@ bool Tapper::on_eval(ggml_tensor * t, bool ask, void * user_data) {
         // Allocation is all that can fail here. No text is made of it now: that would allocate again.
         self.outcome_.status = Status::out_of_memory;
         self.outcome_.arrays.clear();
-        self.failed_at_ = self.cursor_;
     }
     return !ask;
 }

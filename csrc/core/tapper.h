@@ -66,7 +66,9 @@ struct Pass {
     int64_t n_outputs = 0;
     std::vector<int32_t> token_rows;  // wanted rows, as indices into the batch
     std::vector<int32_t> output_rows; // the same rows as indices among the outputs; empty where some is no output
-    bool stop_early = false;          // compute nothing after the last tap (the decode's logits are then garbage)
+    // Compute nothing after the last tap: the decode's logits are then garbage, and a second graph of the same batch
+    // goes unnoticed.
+    bool stop_early = false;
 };
 
 // Numbers read from one node: rows first, then the node's other dimensions, outermost first.
@@ -125,7 +127,6 @@ private:
     Pass pass_;
     size_t cursor_ = 0;    // nodes asked about in this decode
     size_t next_tap_ = 0;  // taps met in this decode
-    size_t failed_at_ = 0; // cursor_ when memory ran out
     bool leave_ = false;   // leave nodes in place in this decode
     bool stopped_ = false;
     Outcome outcome_;
