@@ -96,6 +96,7 @@ class Rows:
 
     def states(self, *, single: bool = False) -> States:
         """The rows with the tokens and positions that they belong to; all of one sequence."""
+        sequences = self.batch.sequences[self.kept]
         values = {
             node.key: NodeValues(array, node.token_axis, node.occurrence)
             for node, array in zip(self.selection.nodes, self.arrays, strict=True)
@@ -105,7 +106,7 @@ class Rows:
             self.selection.roles,
             self.batch.tokens[self.kept].tolist(),
             self.batch.positions[self.kept].tolist(),
-            sequence=int(self.batch.sequences[0]),
+            sequence=int(sequences[0]) if len(sequences) else 0,
             single=single,
         )
 

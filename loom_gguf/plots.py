@@ -165,9 +165,7 @@ def heat_map(
     axes = figure.add_subplot()
     norm: Normalize = (LogNorm if picture.log else Normalize)(picture.low, max(picture.high, picture.low * 1.001))
     colours = colormaps["viridis"].with_extremes(bad=_NO_VALUE)
-    image = axes.imshow(
-        picture.values, aspect="auto", origin="lower", interpolation="nearest", cmap=colours, norm=norm
-    )
+    image = axes.imshow(picture.values, aspect="auto", origin="lower", interpolation="nearest", cmap=colours, norm=norm)
     _ticks(axes, labels, picture.labels)
     bar = figure.colorbar(image, ax=axes, pad=0.01, fraction=0.25 / width, aspect=12)
     bar.set_label(picture.scale, family=_FONT, fontsize=9)
@@ -224,9 +222,7 @@ def terminal_heat_map(
 
     width: columns to use at most, None for those of the terminal. Longer texts go on below.
     """
-    return _TerminalMap(
-        _map(states, texts, measure, n_prompt), _token_labels(states, texts, space=" "), width
-    )
+    return _TerminalMap(_map(states, texts, measure, n_prompt), _token_labels(states, texts, space=" "), width)
 
 
 class _TerminalMap:

@@ -23,8 +23,29 @@ _MAX_WINDOW = 1 << 26  # far beyond any model's context; llama.cpp reserves memo
 
 # Architectures whose Q projection has exactly head_count * key_length rows: no gates, no latent attention.
 _PLAIN_ATTENTION = frozenset(
-    "llama llama4 qwen2 qwen2moe qwen3 qwen3moe olmo olmo2 olmoe gemma gemma2 gemma3 lfm2 phi3 starcoder2 stablelm "
-    "internlm2 granite granitemoe smollm3 mistral3".split()
+    [
+        "llama",
+        "llama4",
+        "qwen2",
+        "qwen2moe",
+        "qwen3",
+        "qwen3moe",
+        "olmo",
+        "olmo2",
+        "olmoe",
+        "gemma",
+        "gemma2",
+        "gemma3",
+        "lfm2",
+        "phi3",
+        "starcoder2",
+        "stablelm",
+        "internlm2",
+        "granite",
+        "granitemoe",
+        "smollm3",
+        "mistral3",
+    ]
 )
 
 
