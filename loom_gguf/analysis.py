@@ -5,6 +5,8 @@ S is the number of captured hidden states (embedding, layers, final), T that of 
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 
@@ -56,9 +58,8 @@ def row_turns(states: States) -> Floats:
         )
     with np.errstate(divide="ignore", invalid="ignore"):
         units = [array / _norm(array)[:, None] for array in arrays]
-        pairs = zip(units, units[1:], strict=False)
-        angles = [2 * np.arctan2(_norm(after - before), _norm(after + before)) for before, after in pairs]
-    return np.degrees(np.stack(angles))
+        angles = [2 * np.arctan2(_norm(after - before), _norm(after + before)) for before, after in pairwise(units)]
+    return np.asarray(np.degrees(np.stack(angles)))
 
 
 def _flat(array: Array) -> Floats:

@@ -101,9 +101,9 @@ class Topology:
         for index in range(self.n_layer) if capture.every_layer else capture.layer_indices:
             ordinals.add(self._layer(index))
         if capture.embedding:
-            ordinals.add(self._found(self.hidden.embedding, "the input of block 0"))
+            ordinals.add(self._hidden_state(self.hidden.embedding, "the input of block 0"))
         if capture.final:
-            ordinals.add(self._found(self.hidden.final, "the state after the final norm"))
+            ordinals.add(self._hidden_state(self.hidden.final, "the state after the final norm"))
         for pattern in capture.patterns:
             ordinals.update(self._matching(pattern))
         if capture.every_node:
@@ -143,13 +143,19 @@ class Topology:
                 f"there is no layer {index}: this model's layers are 0 to {self.n_layer - 1} "
                 f"(or -{self.n_layer} to -1, counted from the last)"
             )
-        return self._found(self.hidden.layers[il], f"the output of layer {il}")
+        return self._hidden_state(self.hidden.layers[il], f"the output of layer {il}")
 
-    def _found(self, ordinal: int, what: str) -> int:
+    def _hidden_state(self, ordinal: int, what: str) -> int:
+        by_name = "choose nodes from model.nodes() and capture them with Capture.names([...])"
         if ordinal < 0:
             raise CaptureUnsupportedError(
-                f"{what} cannot be found in this model's graph: its architecture does not name it. Choose nodes "
-                f"from model.nodes() and capture them with Capture.names([...])"
+                f"{what} cannot be found in this model's graph: llama.cpp does not name it there. Instead, {by_name}"
+            )
+        node = self.nodes[ordinal]
+        if node.token_axis != 0 or len(node.shape) != 2:
+            raise CaptureUnsupportedError(
+                f"{what} is not one row per token in this architecture: node {node.key} has shape "
+                f"{node.shape}. Instead, {by_name}"
             )
         return ordinal
 

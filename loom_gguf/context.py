@@ -119,14 +119,19 @@ class Context:
         self._weights = weights
         self.lock = threading.RLock()
         self.tapper = _core.Tapper(_core.InPlace[params.in_place.upper()])
+        self.n_ctx = min(params.n_ctx, weights.n_ctx_train) if weights.n_ctx_train > 0 else params.n_ctx
         n_seq_max = 1 if weights.recurrent else params.n_seq_max
         self._free_sequences = list(range(n_seq_max))[::-1]
-        self._ctx: Any = _make_context(weights, params, n_seq_max, self.tapper)
+        self._ctx: Any = _make_context(weights, params, self.n_ctx, params.n_ubatch, n_seq_max, self.tapper)
+        self._memory = lib.llama_get_memory(self._ctx)
+        # No cache: an encoder, whose tokens all see each other. llama.cpp wants its whole text in one ubatch.
+        self.encoder = self._memory is None
+        if self.encoder and params.n_ubatch < self.n_ctx:
+            lib.llama_free(self._ctx)
+            self._ctx = _make_context(weights, params, self.n_ctx, self.n_ctx, n_seq_max, self.tapper)
         # The tapper is the callback's user data: the context is freed before it, also at the interpreter's exit.
         self._finalizer = weakref.finalize(self, _free_context, self._ctx, self.tapper)
-        self._memory = lib.llama_get_memory(self._ctx)
         self.n_cells = int(lib.llama_n_ctx(self._ctx))
-        self.n_ctx = min(params.n_ctx, self.n_cells)
         self.n_ubatch = int(lib.llama_n_ubatch(self._ctx))
         self._buffers = _BatchBuffers(self.n_ubatch)
         try:
@@ -177,7 +182,9 @@ class Context:
             n_tokens = len(batch.tokens)
             for first_try in (True, False):
                 selection = self.catalog.topology(n_tokens).select(capture)
-                if selection.per_output:
+                if self.encoder:
+                    batch.outputs[:] = True
+                elif selection.per_output:
                     batch.outputs[keep] = True
                 status, detail, arrays = self._tapped(batch, selection, keep, stop_early)
                 if status is not _core.Status.GRAPH_CHANGED or not first_try:
@@ -252,7 +259,7 @@ class Context:
         for n_tokens, n_outputs in _LISTED:
             listings.append((self._listed(_dummy(n_tokens, n_outputs)), n_tokens, n_outputs, 0))
             lib.llama_memory_clear(self._memory, False)
-        if self.n_cells > _KV_PAD and not self._weights.recurrent:
+        if not self.encoder and not self._weights.recurrent:
             # Cells count as used once a batch has taken them, whether it was computed or not.
             start = 0
             while start < _KV_PAD:
@@ -297,7 +304,9 @@ def _raise_for(status: _core.Status, detail: str) -> None:
     raise RowMismatchError(f"the capture was given up: {detail}. Please report this with the model's name")
 
 
-def _make_context(weights: Weights, params: ContextParams, n_seq_max: int, tapper: _core.Tapper) -> Any:
+def _make_context(
+    weights: Weights, params: ContextParams, n_ctx: int, n_ubatch: int, n_seq_max: int, tapper: _core.Tapper
+) -> Any:
     if params.n_ctx < 1:
         raise ContextError(f"n_ctx must be at least 1, not {params.n_ctx}")
     if params.n_ubatch < MIN_UBATCH:
@@ -307,9 +316,12 @@ def _make_context(weights: Weights, params: ContextParams, n_seq_max: int, tappe
     if params.precision not in ("fast", "exact"):
         raise ContextError(f'precision is "fast" or "exact", not {params.precision!r}')
     c = lib.llama_context_default_params()
-    c.n_ctx = min(params.n_ctx, weights.n_ctx_train) if weights.n_ctx_train > 0 else params.n_ctx
+    # Room for two sizes of the cache's view, so that the listing can tell which dimensions are cells.
+    c.n_ctx = max(n_ctx, 2 * _KV_PAD)
     # One decode is one ubatch, so that one pass of the graph has all rows of a batch.
-    c.n_batch = c.n_ubatch = params.n_ubatch
+    c.n_batch = c.n_ubatch = max(n_ubatch, MIN_UBATCH)
+    # Encoders: rows of all tokens, not pooled ones. It means nothing to generating models.
+    c.pooling_type = lib.LLAMA_POOLING_TYPE_NONE
     c.n_seq_max = n_seq_max
     # Rows then come in batch order, whatever sequences they belong to.
     c.kv_unified = True
@@ -325,7 +337,7 @@ def _make_context(weights: Weights, params: ContextParams, n_seq_max: int, tappe
     ctx = lib.llama_init_from_model(weights.llama_model, c)
     if not ctx:
         raise ContextError(
-            f"llama.cpp cannot make a context of {params.n_ctx} tokens: {complaints() or 'no reason given'}. "
+            f"llama.cpp cannot make a context of {n_ctx} tokens: {complaints() or 'no reason given'}. "
             f"Try a smaller n_ctx"
         )
     return ctx

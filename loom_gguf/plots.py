@@ -6,6 +6,7 @@ import os
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -47,7 +48,6 @@ class _Map:
     log: bool
     title: str
     scale: str  # what the colours mean, with the unit
-    y_label: str
     generated: int  # index of the first token that the model made itself; 0: unknown, or it has no rows
 
     def shade(self) -> Floats:
@@ -83,7 +83,6 @@ def _map(states: States, texts: Sequence[str] | None, measure: Measure, n_prompt
         log=log,
         title="Length of each hidden state" if log else "How far each layer turns the hidden state of each token",
         scale="L2 norm (log scale, the model's own units)" if log else "angle to the state below (degrees)",
-        y_label="layer" if log else "layer (0: from the embedding)" if "0" in labels else "layer",
         generated=0 if n_prompt is None else sum(position < n_prompt for position in states.positions),
     )
 
@@ -93,7 +92,7 @@ def _steps(labels: list[str], n_layer: int) -> list[str]:
     order = ["embedding", *map(str, range(n_layer)), "final"]
     return [
         after if order.index(after) == order.index(before) + 1 else f"{before} to {after}"
-        for before, after in zip(labels, labels[1:], strict=False)
+        for before, after in pairwise(labels)
     ]
 
 
@@ -149,6 +148,8 @@ def heat_map(
     from matplotlib.figure import Figure
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
+    from .states_file import replacing
+
     target = Path(path)
     if target.suffix.lower() != ".png":
         raise StatesFileError(f"pictures are PNG files, so {target} must end in .png")
@@ -160,7 +161,7 @@ def heat_map(
     font = get_font(findfont(FontProperties(family=[_FONT])))
     labels = _token_labels(states, texts, has_glyph=lambda char: font.get_char_index(ord(char)) != 0)
     width = min(max(0.24 * n_tokens + 2.2, 6.5), _MAX_INCHES)
-    height = min(max(0.26 * n_layers, 1.2) + 2.0, _MAX_INCHES)
+    height = min(max(0.26 * n_layers, 2.2) + 1.6, _MAX_INCHES)
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     axes = figure.add_subplot()
     norm: Normalize = (LogNorm if picture.log else Normalize)(picture.low, max(picture.high, picture.low * 1.001))
@@ -170,14 +171,12 @@ def heat_map(
     bar = figure.colorbar(image, ax=axes, pad=0.01, fraction=0.25 / width, aspect=12)
     bar.set_label(picture.scale, family=_FONT, fontsize=9)
     axes.set_xlabel("token read at each position", family=_FONT, fontsize=10)
-    axes.set_ylabel(picture.y_label, family=_FONT, fontsize=10)
+    axes.set_ylabel("layer", family=_FONT, fontsize=10)
     _parts(axes, picture.generated, n_tokens)
     heading = picture.title if title is None else title
     if np.isnan(picture.values).any():
         heading += "\nred: no number (NaN, Inf or a state of length 0)"
     axes.set_title(heading, loc="left", family=_FONT, fontsize=11, pad=20, parse_math=False)
-
-    from .states_file import replacing
 
     with replacing(target, "the picture") as temporary:
         figure.savefig(temporary, format="png", dpi=_DPI, metadata={"Software": "loom_gguf"})
@@ -237,34 +236,26 @@ class _TerminalMap:
         yield self._legend(colour)
         margin = max(map(len, self._map.labels)) + 1
         shades = self._map.shade()
-        start = 0
-        while start < len(self._labels):
-            cells = self._fitting(start, width - margin)
+        for panel in self._panels(width - margin - 1):  # one for the line between prompt and generated text
             yield self._line("")
             for layer in reversed(range(len(self._map.labels))):
                 row = self._line(f"{self._map.labels[layer]:>{margin - 1}} ")
-                for token, text in cells:
-                    _paint(row, shades[layer, token], len_of(text), colour)
+                for token, text in panel:
+                    row.append("|" if token == self._map.generated > 0 else "")
+                    _paint(row, shades[layer, token], _columns(text), colour)
                 yield row
             words = self._line(" " * margin)
-            for token, text in cells:
-                words.append(text, style="bold" if token >= self._map.generated > 0 else "")
+            for token, text in panel:
+                words.append("|" if token == self._map.generated > 0 else "").append(text)
             yield words
-            start = cells[-1][0] + 1
 
-    def _fitting(self, start: int, room: int) -> list[tuple[int, str]]:
-        """Tokens from `start` on that fit into `room` columns, at least one, with the text of each."""
-        from rich.cells import set_cell_size
-
-        cells: list[tuple[int, str]] = []
-        for token in range(start, len(self._labels)):
-            text = self._labels[token]
-            if cells and len_of(text) > room:
-                break
-            text = set_cell_size(text, max(1, min(len_of(text), room)))
-            cells.append((token, text))
-            room -= len_of(text)
-        return cells
+    def _panels(self, room: int) -> list[list[tuple[int, str]]]:
+        """The tokens (index, text) in lines of at most `room` columns: as few as can be, and evenly filled."""
+        cells = [(token, _fitted(text, room)) for token, text in enumerate(self._labels)]
+        panels = _filled(cells, room)
+        while room > 1 and len(closer := _filled(cells, room - 1)) == len(panels):
+            panels, room = closer, room - 1
+        return panels
 
     def _legend(self, colour: bool) -> Text:
         picture = self._map
@@ -277,8 +268,8 @@ class _TerminalMap:
         line.append(f" {picture.high:.3g}")
         if np.isnan(picture.values).any():
             line.append("; ! no number")
-        if picture.generated > 0:
-            line.append("; generated text is bold")
+        if 0 < picture.generated < len(self._labels):
+            line.append("; generated after |")
         return line
 
     @staticmethod
@@ -288,11 +279,30 @@ class _TerminalMap:
         return Text(text, style=style, no_wrap=True, overflow="crop", end="\n")
 
 
-def len_of(text: str) -> int:
+def _columns(text: str) -> int:
     """Columns of the terminal that a text takes."""
     from rich.cells import cell_len
 
     return cell_len(text)
+
+
+def _fitted(text: str, room: int) -> str:
+    from rich.cells import set_cell_size
+
+    return set_cell_size(text, max(1, min(_columns(text), room)))
+
+
+def _filled(cells: list[tuple[int, str]], room: int) -> list[list[tuple[int, str]]]:
+    """The cells in lines of at most `room` columns, at least one to a line."""
+    panels: list[list[tuple[int, str]]] = []
+    left = -1
+    for cell in cells:
+        left -= _columns(cell[1])
+        if left < 0:
+            panels.append([])
+            left = room - _columns(cell[1])
+        panels[-1].append(cell)
+    return panels
 
 
 def _paint(row: Text, shade: float, width: int, colour: bool) -> None:

@@ -23,29 +23,29 @@ _MAX_WINDOW = 1 << 26  # far beyond any model's context; llama.cpp reserves memo
 
 # Architectures whose Q projection has exactly head_count * key_length rows: no gates, no latent attention.
 _PLAIN_ATTENTION = frozenset(
-    [
+    {
+        "gemma",
+        "gemma2",
+        "gemma3",
+        "granite",
+        "granitemoe",
+        "internlm2",
+        "lfm2",
         "llama",
         "llama4",
+        "mistral3",
+        "olmo",
+        "olmo2",
+        "olmoe",
+        "phi3",
         "qwen2",
         "qwen2moe",
         "qwen3",
         "qwen3moe",
-        "olmo",
-        "olmo2",
-        "olmoe",
-        "gemma",
-        "gemma2",
-        "gemma3",
-        "lfm2",
-        "phi3",
-        "starcoder2",
-        "stablelm",
-        "internlm2",
-        "granite",
-        "granitemoe",
         "smollm3",
-        "mistral3",
-    ]
+        "stablelm",
+        "starcoder2",
+    }
 )
 
 

@@ -20,6 +20,7 @@ import contextlib
 import json
 import os
 import secrets
+import stat
 import struct
 import zipfile
 import zlib
@@ -147,7 +148,10 @@ def replacing(target: Path, what: str) -> Iterator[Path]:
     real = Path(os.path.realpath(target))  # a link stays a link
     temporary = real.with_name(f".{real.name[:100]}.{secrets.token_hex(4)}.tmp")
     try:
+        temporary.touch(exist_ok=False)
+        mode = stat.S_IMODE(temporary.stat().st_mode)  # what this user's new files get
         yield temporary
+        temporary.chmod(mode)  # safetensors makes a private file
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(real)

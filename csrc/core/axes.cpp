@@ -47,6 +47,10 @@ std::vector<Axes> find_axes(const std::vector<Listing> & listings) {
             for (const Node * node : same) sizes.push_back(node->ne[d]);
             result[i][d] = classify(sizes, listings);
         }
+        // Attention without a cache has as many cells as tokens. A softmax runs over dimension 0: those are the cells.
+        Axes & axes = result[i];
+        if (first.nodes[i].op == GGML_OP_SOFT_MAX && axes[0] == Axis::token && axes[1] == Axis::token)
+            axes[0] = Axis::kv;
     }
     return result;
 }

@@ -17,7 +17,7 @@ enum class Axis : uint8_t {
     fixed,  // the same in every graph
     token,  // one entry per token of the batch
     output, // one entry per token whose logits are wanted
-    kv,     // varies with the cells of the cache in use, and with nothing else
+    kv,     // varies with the cells of the cache in use, and with nothing else; without a cache, attention's keys
     other,  // varies, but is none of the above
 };
 

@@ -14,22 +14,31 @@ TEST_CASE("thousands of cycles") {
     const TinyModel model;
     const Graph listed = list(model, {});
     const std::vector<Tap> all = taps_of_everything(model, listed);
-    const std::vector<Batch> batches{{1, 1, 8}, {2, 1, 8}, {5, 2, 16}, {9, 9, 16}};
+    const std::vector<Batch> batches{{1, 1, 8}, {2, 1, 8}, {5, 4, 16}, {9, 9, 16}};
 
-    // One reused graph for each kind of batch, as llama.cpp keeps its last one.
+    // One reused graph for each tapper, as a llama_context keeps its last one.
     struct Place {
+        Batch batch;
+        std::unique_ptr<Tapper> tapper;
         std::unique_ptr<Engine> engine;
         TinyGraph graph;
         std::vector<Reference> references; // by seed
     };
     constexpr int n_seeds = 3;
-    Tapper tapper;
     std::vector<Place> places;
-    for (const Batch batch : batches) {
-        Place place;
-        place.engine = std::make_unique<Engine>(&tapper, places.size() % 2 == 0 ? 1 : 2);
-        for (int seed = 0; seed < n_seeds; seed++) place.references.emplace_back(model, batch, seed);
-        places.push_back(std::move(place));
+    struct Kind {
+        InPlace in_place;
+        int n_backends;
+    };
+    for (const Kind kind : {Kind{InPlace::host, 1}, Kind{InPlace::host, 2}, Kind{InPlace::never, 2}}) {
+        for (const Batch batch : batches) {
+            Place place;
+            place.batch = batch;
+            place.tapper = std::make_unique<Tapper>(kind.in_place);
+            place.engine = std::make_unique<Engine>(place.tapper.get(), kind.n_backends);
+            for (int seed = 0; seed < n_seeds; seed++) place.references.emplace_back(model, batch, seed);
+            places.push_back(std::move(place));
+        }
     }
 
     std::mt19937 random(7);
@@ -37,10 +46,11 @@ TEST_CASE("thousands of cycles") {
     int n_read = 0;
     for (int cycle = 0; cycle < 4000; cycle++) {
         Place & place = places[below(places.size())];
-        const Batch batch = batches[static_cast<size_t>(&place - places.data())];
+        const Batch batch = place.batch;
+        Tapper & tapper = *place.tapper;
         if (!place.graph.ctx || below(20) == 0) {
             place.graph = model.build(batch);
-            place.engine->prepare(place.graph);
+            place.engine->prepare(place.graph.gf);
         }
         const int seed = static_cast<int>(below(n_seeds));
         const Reference & reference = place.references[static_cast<size_t>(seed)];

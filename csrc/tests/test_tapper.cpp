@@ -107,7 +107,7 @@ TEST_CASE("skip computes one node of each split and nothing more") {
         Tapper tapper;
         Engine engine(&tapper, n_backends);
         const TinyGraph graph = model.build({}, true);
-        engine.prepare(graph);
+        engine.prepare(graph.gf);
         REQUIRE(engine.n_splits() == n_backends);
         mark_untouched(graph);
         model.clear_cache();
@@ -128,7 +128,7 @@ TEST_CASE("stop_early computes nothing after the last tap, but the first node of
         Tapper tapper;
         Engine engine(&tapper, n_backends);
         const TinyGraph graph = model.build({}, true);
-        engine.prepare(graph);
+        engine.prepare(graph.gf);
         REQUIRE(last < ggml_graph_n_nodes(graph.gf) / 2);
         mark_untouched(graph);
         model.clear_cache();
@@ -168,7 +168,7 @@ TEST_CASE("a plan switched between decodes of one reused graph") {
     Tapper tapper;
     Engine engine(&tapper);
     const TinyGraph graph = model.build({});
-    engine.prepare(graph);
+    engine.prepare(graph.gf);
     for (int round = 0; round < 40; round++) {
         std::vector<Tap> taps; // every third node, another third each time
         for (size_t i = static_cast<size_t>(round % 3); i < all.size(); i += 3) taps.push_back(all[i]);
@@ -185,7 +185,7 @@ TEST_CASE("a plan without taps reads nothing and computes everything") {
     Tapper tapper;
     Engine engine(&tapper);
     const TinyGraph graph = model.build({}, true);
-    engine.prepare(graph);
+    engine.prepare(graph.gf);
     mark_untouched(graph);
     model.clear_cache();
     Pass pass = all_outputs({});

@@ -39,7 +39,7 @@ struct Failing {
         plain.run(model, twin, 5);
 
         Engine engine(&tapper);
-        engine.prepare(graph);
+        engine.prepare(graph.gf);
         mark_untouched(graph);
         model.clear_cache();
         tapper.tap(plan, pass);
@@ -117,7 +117,7 @@ TEST_CASE("a batch computed in two graphs") {
     Failing f;
     Engine engine(&f.tapper);
     const TinyGraph graph = f.model.build({});
-    engine.prepare(graph);
+    engine.prepare(graph.gf);
     f.tapper.tap(f.plan, all_outputs({}));
     engine.compute(graph, 0);
     engine.compute(graph, 0);
@@ -249,7 +249,8 @@ TEST_CASE("a node that stands in the graph, but is not computed") {
     Tapper tapper;
     tapper.tap(std::make_shared<Plan>(other, taps), {2, 2, {0}, {0}, false});
     Engine engine(&tapper);
-    engine.compute_once(gf);
+    engine.prepare(gf);
+    engine.compute(gf);
     const Outcome outcome = tapper.finish();
     CHECK(outcome.status == Status::graph_changed);
     CHECK(outcome.arrays.empty());

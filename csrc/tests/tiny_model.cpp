@@ -127,7 +127,10 @@ TinyGraph TinyModel::build(Batch batch, bool keep, Twist twist) const {
     return graph;
 }
 
-Engine::Engine(Tapper * tapper, int n_backends) {
+Engine::Engine(Tapper * tapper, int n_backends)
+    : Engine(tapper != nullptr ? Tapper::on_eval : nullptr, tapper, n_backends) {}
+
+Engine::Engine(ggml_backend_sched_eval_callback callback, void * user_data, int n_backends) {
     // Two backends whose buffers are of one type would be taken for one: the second gets the type of mapped memory,
     // which is the CPU's too.
     alignas(64) static char somewhere[64];
@@ -140,17 +143,7 @@ Engine::Engine(Tapper * tapper, int n_backends) {
         raw.push_back(backends_.back().get());
     }
     sched_.reset(ggml_backend_sched_new(raw.data(), bufts, n_backends, GGML_DEFAULT_GRAPH_SIZE, false, false));
-    if (tapper != nullptr) ggml_backend_sched_set_eval_callback(sched_.get(), Tapper::on_eval, tapper);
-}
-
-void Engine::prepare(const TinyGraph & graph) {
-    ggml_backend_sched_reset(sched_.get());
-    // Block by block to the backends, as layers are when a model is spread over devices.
-    const int n_nodes = ggml_graph_n_nodes(graph.gf);
-    for (int i = 0; backends_.size() > 1 && i < n_nodes; i++)
-        ggml_backend_sched_set_tensor_backend(sched_.get(), ggml_graph_node(graph.gf, i),
-                                              backends_[i < n_nodes / 2 ? 0 : 1].get());
-    if (!ggml_backend_sched_alloc_graph(sched_.get(), graph.gf)) throw std::bad_alloc();
+    if (callback != nullptr) ggml_backend_sched_set_eval_callback(sched_.get(), callback, user_data);
 }
 
 void Engine::compute(const TinyGraph & graph, int seed) {
@@ -164,24 +157,22 @@ void Engine::compute(const TinyGraph & graph, int seed) {
     ggml_backend_tensor_set(graph.tokens, tokens.data(), 0, ggml_nbytes(graph.tokens));
     ggml_backend_tensor_set(graph.cells, cells.data(), 0, ggml_nbytes(graph.cells));
     if (!out_ids.empty()) ggml_backend_tensor_set(graph.out_ids, out_ids.data(), 0, ggml_nbytes(graph.out_ids));
-    compute_prepared(graph.gf);
+    compute(graph.gf);
 }
 
-void Engine::compute_prepared(ggml_cgraph * gf) {
+void Engine::compute(ggml_cgraph * gf) {
     if (ggml_backend_sched_graph_compute(sched_.get(), gf) != GGML_STATUS_SUCCESS)
         throw std::runtime_error("ggml could not compute the graph");
 }
 
-void Engine::compute_once(ggml_cgraph * gf) {
+void Engine::prepare(ggml_cgraph * gf) {
     ggml_backend_sched_reset(sched_.get());
+    // Half of the nodes to each backend, as layers are when a model is spread over devices.
+    const int n_nodes = ggml_graph_n_nodes(gf);
+    for (int i = 0; backends_.size() > 1 && i < n_nodes; i++)
+        ggml_backend_sched_set_tensor_backend(sched_.get(), ggml_graph_node(gf, i),
+                                              backends_[i < n_nodes / 2 ? 0 : 1].get());
     if (!ggml_backend_sched_alloc_graph(sched_.get(), gf)) throw std::bad_alloc();
-    compute_prepared(gf);
-}
-
-void Engine::run(const TinyModel & model, const TinyGraph & graph, int seed) {
-    model.clear_cache();
-    prepare(graph);
-    compute(graph, seed);
 }
 
 Graph record(const ggml_cgraph * gf) {

@@ -62,17 +62,17 @@ private:
 // A scheduler over CPU backends; with two of them the graph is cut in two splits.
 class Engine {
 public:
-    explicit Engine(Tapper * tapper, int n_backends = 1); // one or two
+    // One backend or two. Without a tapper nobody is called back.
+    explicit Engine(Tapper * tapper, int n_backends = 1);
+    Engine(ggml_backend_sched_eval_callback callback, void * user_data, int n_backends = 1);
 
-    void prepare(const TinyGraph & graph);           // gives the graph memory
     void compute(const TinyGraph & graph, int seed); // tokens follow from the seed; may be repeated
     void run(const TinyModel & model, const TinyGraph & graph, int seed); // all of it, from an empty cache
-    void compute_once(ggml_cgraph * gf);                                  // any graph, inputs as they happen to be
+    void prepare(ggml_cgraph * gf);                                       // any graph
+    void compute(ggml_cgraph * gf);                                       // inputs as they are
     int n_splits() const { return ggml_backend_sched_get_n_splits(sched_.get()); }
 
 private:
-    void compute_prepared(ggml_cgraph * gf);
-
     std::vector<ggml_backend_ptr> backends_; // outlive the scheduler
     ggml_backend_sched_ptr sched_;
 };
