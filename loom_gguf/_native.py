@@ -41,7 +41,8 @@ from . import _core  # noqa: E402
 _check_version("llama-cpp-python", _core.LLAMA_CPP_PYTHON_VERSION, LLAMA_CPP_PYTHON_VERSION)
 _check_version("ggml", _core.ggml_version(), _core.GGML_VERSION_BUILT_WITH)
 
-_LEVELS = {1: logging.DEBUG, 2: logging.WARNING, 3: logging.ERROR, 4: logging.DEBUG}
+# ggml_log_level
+_LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
 _CONTINUED = 5
 
 # llama.cpp tells in its log, and nowhere else, why a file was refused. The last complaints are kept for the text
@@ -62,6 +63,7 @@ def _on_log(level: int, text: bytes, _user_data: ctypes.c_void_p) -> None:
         return
     if _Log.level >= logging.ERROR:
         _complaints.append(line)
+    # At most INFO: what matters to the user comes as an error of ours, and llama.cpp also complains of what we try.
     logger.log(min(_Log.level, logging.INFO), "%s", line)
 
 

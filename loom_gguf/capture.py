@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -25,11 +26,12 @@ class Capture:
     @classmethod
     def layers(cls, layers: Iterable[int], *, embedding: bool = False, final: bool = False) -> Capture:
         """The outputs of these blocks (0-based, -1 is the last), before any final norm."""
-        indices = tuple(layers)
-        for index in indices:
-            if isinstance(index, bool) or not isinstance(index, int):
+        indices = []
+        for index in layers:
+            if isinstance(index, bool) or not hasattr(index, "__index__"):
                 raise TypeError(f"layer indices are integers, not {type(index).__name__}")
-        return cls(layer_indices=indices, embedding=embedding, final=final)
+            indices.append(operator.index(index))  # numpy's integers are integers too
+        return cls(layer_indices=tuple(indices), embedding=embedding, final=final)
 
     @classmethod
     def all_layers(cls, *, embedding: bool = False, final: bool = False) -> Capture:
@@ -41,7 +43,11 @@ class Capture:
         """Nodes by name, key or glob."""
         if isinstance(names, str):
             raise TypeError("names takes a list of names; for one name write names([name])")
-        return cls(patterns=tuple(names))
+        patterns = tuple(names)
+        for name in patterns:
+            if not isinstance(name, str):
+                raise TypeError(f"names of nodes are strings, not {type(name).__name__}")
+        return cls(patterns=patterns)
 
     @classmethod
     def prefix(cls, prefix: str) -> Capture:

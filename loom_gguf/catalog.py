@@ -36,6 +36,14 @@ class Node:
     computed: bool  # False: in a branch of the graph that was not taken; it cannot be captured
     memory: bool  # a view of the KV cache or other memory that outlives the pass
 
+    @property
+    def cell_axis(self) -> int | None:
+        """The dimension of its rows (rows first) that counts cells of the cache: attention scores and weights."""
+        if self.token_axis is None or "n_kv" not in self.shape:
+            return None
+        at = self.shape.index("n_kv")
+        return at + 1 if at < self.token_axis else at
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -45,6 +53,7 @@ class Selection:
     plan: _core.Plan
     roles: Roles
     per_output: bool  # some node has rows only for outputs
+    per_cell: bool  # some node's rows run over the cells of the cache
 
 
 class Topology:
@@ -126,6 +135,7 @@ class Topology:
                 final=key_of.get(self.hidden.final),
             ),
             per_output=any(node.per_output for node in nodes),
+            per_cell=any(node.cell_axis is not None for node in nodes),
         )
 
     def _tap(self, ordinal: int) -> _core.Tap:
@@ -184,7 +194,8 @@ class Topology:
         raise UnknownNodeError(f"there is no node {pattern!r}{self._hint(name if mark else pattern)}")
 
     def _hint(self, name: str) -> str:
-        if name.startswith("kq") and not any(n.startswith("kq") for n in self._by_name):
+        scores = ("kq-", "kq_")
+        if name.startswith(scores) and not any(n.startswith(scores) for n in self._by_name):
             return (
                 ": attention weights are computed apart only without flash attention; open the model with "
                 'precision="exact"'

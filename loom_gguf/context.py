@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-import ctypes
 import threading
 import weakref
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 
 from ._native import _core, complaints, forget_complaints, lib
+from .batch import Array, Batch, BatchBuffers, Rows
 from .capture import Capture
 from .catalog import Catalog, Selection
+from .compression import CompressedRows, Kind, compress_rows
 from .errors import (
     CaptureMemoryError,
+    CaptureUnsupportedError,
     ContextError,
     ContextFullError,
     DecodeError,
     ModelClosedError,
     RowMismatchError,
 )
-from .states import NodeValues, States
 from .weights import Weights
 
 Precision = Literal["fast", "exact"]
 InPlace = Literal["host", "never", "always"]
-Array: TypeAlias = npt.NDArray[Any]
 
 # The batches that tell the axes apart: (n_tokens, n_outputs). No size is a multiple of another pair's.
 _LISTED = ((3, 1), (4, 2))
 MIN_UBATCH = 4
+_MAX_INT32 = 2**31 - 1
+_MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ
+_MAX_THREADS = 512  # GGML_MAX_N_THREADS: beyond, ggml ends the process
 _KV_PAD = 256  # llama.cpp rounds the number of cells that a graph reads up to this
 
 
@@ -49,79 +51,20 @@ class ContextParams:
     in_place: InPlace = "host"
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Tokens of one decode, of one or several sequences, in any order."""
-
-    tokens: Array  # int32 (n_tokens,)
-    positions: Array  # int32 (n_tokens,), absolute in their sequence
-    sequences: Array  # int32 (n_tokens,)
-    outputs: Array  # bool (n_tokens,): compute this token's logits
-
-    @classmethod
-    def of_one(cls, tokens: Array, start: int, sequence: int) -> Batch:
-        """Consecutive tokens of one sequence, from position `start`; none of them is an output yet."""
-        n = len(tokens)
-        return cls(
-            np.asarray(tokens, np.int32),
-            np.arange(start, start + n, dtype=np.int32),
-            np.full(n, sequence, np.int32),
-            np.zeros(n, bool),
-        )
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What a decode gave: one array per node of the selection.
-
-    Row r of an array belongs to the batch's token number `kept[r]`; a node without rows is there whole.
-    """
-
-    selection: Selection
-    arrays: tuple[Array, ...]
-    kept: Array  # int32 (n_rows,)
-    batch: Batch
-
-    def take(self, which: Array) -> Rows:
-        """Only some of the rows: an index or a mask over `kept`."""
-        arrays = tuple(
-            array if node.token_axis is None else array[which]
-            for node, array in zip(self.selection.nodes, self.arrays, strict=True)
-        )
-        return Rows(self.selection, arrays, self.kept[which], self.batch)
-
-    def of(self, sequence: int) -> Rows:
-        """Only the rows of one sequence."""
-        return self.take(self.batch.sequences[self.kept] == sequence)
-
-    def states(self, *, single: bool = False) -> States:
-        """The rows with the tokens and positions that they belong to; all of one sequence."""
-        sequences = self.batch.sequences[self.kept]
-        values = {
-            node.key: NodeValues(array, node.token_axis, node.occurrence)
-            for node, array in zip(self.selection.nodes, self.arrays, strict=True)
-        }
-        return States(
-            values,
-            self.selection.roles,
-            self.batch.tokens[self.kept].tolist(),
-            self.batch.positions[self.kept].tolist(),
-            sequence=int(sequences[0]) if len(sequences) else 0,
-            single=single,
-        )
-
-
 class Context:
     """Runs batches on loaded weights. One thread at a time: take `lock` around decode and sampling."""
 
     def __init__(self, weights: Weights, params: ContextParams) -> None:
         """Make the context, and list the graphs that it computes."""
+        _check(params)
         self._weights = weights
         self.lock = threading.RLock()
         self.tapper = _core.Tapper(_core.InPlace[params.in_place.upper()])
         self.n_ctx = min(params.n_ctx, weights.n_ctx_train) if weights.n_ctx_train > 0 else params.n_ctx
         n_seq_max = 1 if weights.recurrent else params.n_seq_max
         self._free_sequences = list(range(n_seq_max))[::-1]
+        self._open_sequences: set[int] = set()
+        self._alone: set[int] = set()  # the sequence that never shared the cache with another one
         self._ctx: Any = _make_context(weights, params, self.n_ctx, params.n_ubatch, n_seq_max, self.tapper)
         self._memory = lib.llama_get_memory(self._ctx)
         # No cache: an encoder, whose tokens all see each other. llama.cpp wants its whole text in one ubatch.
@@ -133,7 +76,7 @@ class Context:
         self._finalizer = weakref.finalize(self, _free_context, self._ctx, self.tapper)
         self.n_cells = int(lib.llama_n_ctx(self._ctx))
         self.n_ubatch = int(lib.llama_n_ubatch(self._ctx))
-        self._buffers = _BatchBuffers(self.n_ubatch)
+        self._buffers = BatchBuffers(self.n_ubatch)
         try:
             self.catalog = Catalog(self._list_graphs(), weights.n_layer)
         except BaseException:
@@ -151,13 +94,18 @@ class Context:
                     "no free sequence: too many generations are running on this model. Finish or close() one of "
                     "the generators first"
                 )
-            return self._free_sequences.pop()
+            sequence = self._free_sequences.pop()
+            self._open_sequences.add(sequence)
+            self._alone = {sequence} if len(self._open_sequences) == 1 else set()
+            return sequence
 
     def close_sequence(self, sequence: int) -> None:
         """Forget the sequence and its cells."""
         with self.lock:
             if self._finalizer.alive:
                 lib.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+            self._open_sequences.discard(sequence)
+            self._alone.discard(sequence)
             self._free_sequences.append(sequence)
 
     # -- decoding -----------------------------------------------------------------------------------------------
@@ -169,12 +117,22 @@ class Context:
             self.tapper.off()
             self._run(batch)
 
-    def decode_capturing(self, batch: Batch, capture: Capture, keep: Array, *, stop_early: bool = False) -> Rows:
+    def decode_capturing(
+        self,
+        batch: Batch,
+        capture: Capture,
+        keep: Array,
+        *,
+        stop_early: bool = False,
+        compression: Kind | None = None,
+        scale_block: int = 0,
+    ) -> Rows:
         """Compute a batch and return what `capture` wants, for the batch's tokens number `keep`.
 
         Where a wanted node has rows only for outputs, the kept tokens are made outputs. `stop_early` computes
         nothing after the last wanted node: the logits are then garbage and upper layers' cells unwritten, so nothing
-        may be generated from the sequence afterwards.
+        may be generated from the sequence afterwards. With `compression`, rows of floats are compressed straight from
+        the graph's memory; int8 has one scale per `scale_block` values (0: per row).
         """
         keep = np.asarray(keep, np.int32)
         with self.lock:
@@ -182,11 +140,16 @@ class Context:
             n_tokens = len(batch.tokens)
             for first_try in (True, False):
                 selection = self.catalog.topology(n_tokens).select(capture)
+                if selection.per_cell:
+                    self._need_cells_in_order(batch)
                 if self.encoder:
                     batch.outputs[:] = True
                 elif selection.per_output:
                     batch.outputs[keep] = True
-                status, detail, arrays = self._tapped(batch, selection, keep, stop_early)
+                # Padding goes before anything is compressed: it would set the scales.
+                cut = selection.per_cell and not self.encoder
+                kind = None if cut else compression
+                status, detail, arrays = self._tapped(batch, selection, keep, stop_early, kind, scale_block)
                 if status is not _core.Status.GRAPH_CHANGED or not first_try:
                     break
                 # This many tokens have a graph of their own: take the batch back, learn the graph, compute again.
@@ -194,14 +157,22 @@ class Context:
                 self.catalog.learn(self._listed(batch), n_tokens)
                 self._take_back(batch, detail)
             _raise_for(status, detail)
-            return Rows(selection, tuple(arrays), keep, batch)
+            rows = Rows(selection, tuple(CompressedRows(*array) for array in arrays), keep, batch, kind)
+            return _cut_cells(rows, compression, scale_block) if cut else rows
 
     def _tapped(
-        self, batch: Batch, selection: Selection, keep: Array, stop_early: bool
-    ) -> tuple[_core.Status, str, list[Array]]:
+        self,
+        batch: Batch,
+        selection: Selection,
+        keep: Array,
+        stop_early: bool,
+        compression: Kind | None,
+        scale_block: int,
+    ) -> tuple[_core.Status, str, list[tuple[Array, Array | None, int, int]]]:
         # Among the outputs, a token's row is the number of outputs before it.
         is_output = batch.outputs[keep]
         output_rows: Any = (np.cumsum(batch.outputs) - 1)[keep] if is_output.all() else []
+        kind = _core.Compression.NONE if compression is None else _core.Compression[compression.upper()]
         self.tapper.tap(
             selection.plan,
             len(batch.tokens),
@@ -209,6 +180,8 @@ class Context:
             list(keep),
             list(output_rows),
             stop_early,
+            kind,
+            scale_block,
         )
         try:
             self._run(batch)
@@ -216,7 +189,15 @@ class Context:
             self.tapper.off()
             raise
         status, detail, arrays = self.tapper.finish()
-        return status, detail, arrays
+        return status, detail, [(array, scales, scale_block, saturated) for array, scales, saturated in arrays]
+
+    def _need_cells_in_order(self, batch: Batch) -> None:
+        """Cells are positions only while a sequence has the cache for itself: llama.cpp fills gaps that others left."""
+        if not self.encoder and any(int(s) not in self._alone for s in np.unique(batch.sequences)):
+            raise CaptureUnsupportedError(
+                "attention weights can be told apart only while a sequence has the context for itself: finish or "
+                "close() other generations on this model before starting this one"
+            )
 
     def _run(self, batch: Batch) -> None:
         forget_complaints()
@@ -259,7 +240,7 @@ class Context:
         for n_tokens, n_outputs in _LISTED:
             listings.append((self._listed(_dummy(n_tokens, n_outputs)), n_tokens, n_outputs, 0))
             lib.llama_memory_clear(self._memory, False)
-        if not self.encoder and not self._weights.recurrent:
+        if not self.encoder:
             # Cells count as used once a batch has taken them, whether it was computed or not.
             start = 0
             while start < _KV_PAD:
@@ -294,6 +275,23 @@ class Context:
             self._finalizer()
 
 
+def _cut_cells(rows: Rows, compression: Kind | None, scale_block: int) -> Rows:
+    """Attention rows over the positions that exist, 0 to that of the last kept row; then compressed."""
+    n_past = int(rows.batch.positions[rows.kept].max(initial=-1)) + 1
+    arrays = []
+    for node, array in zip(rows.selection.nodes, rows.arrays, strict=True):
+        data = array.data
+        if node.cell_axis is not None:
+            index = [slice(None)] * data.ndim
+            index[node.cell_axis] = slice(n_past)
+            data = data[tuple(index)].copy()  # a view would keep all the padding in memory
+        if compression is not None and node.token_axis is not None and data.dtype == np.float32:
+            arrays.append(compress_rows(data, compression, scale_block))
+        else:
+            arrays.append(CompressedRows(data))
+    return Rows(rows.selection, tuple(arrays), rows.kept, rows.batch, compression)
+
+
 def _raise_for(status: _core.Status, detail: str) -> None:
     if status is _core.Status.OK:
         return
@@ -304,17 +302,27 @@ def _raise_for(status: _core.Status, detail: str) -> None:
     raise RowMismatchError(f"the capture was given up: {detail}. Please report this with the model's name")
 
 
+def _check(params: ContextParams) -> None:
+    for name, low, high in (
+        ("n_ctx", 1, _MAX_INT32),
+        ("n_ubatch", MIN_UBATCH, _MAX_INT32),
+        ("n_seq_max", 1, _MAX_SEQUENCES),
+        ("n_threads", 1, _MAX_THREADS),
+    ):
+        value = getattr(params, name)
+        if value is None and name == "n_threads":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ContextError(f"{name} must be an integer from {low} to {high}, not {value!r}")
+    if params.precision not in get_args(Precision):
+        raise ContextError(f'precision is "fast" or "exact", not {params.precision!r}')
+    if params.in_place not in get_args(InPlace):
+        raise ContextError(f"in_place is one of {', '.join(get_args(InPlace))}, not {params.in_place!r}")
+
+
 def _make_context(
     weights: Weights, params: ContextParams, n_ctx: int, n_ubatch: int, n_seq_max: int, tapper: _core.Tapper
 ) -> Any:
-    if params.n_ctx < 1:
-        raise ContextError(f"n_ctx must be at least 1, not {params.n_ctx}")
-    if params.n_ubatch < MIN_UBATCH:
-        raise ContextError(f"n_ubatch must be at least {MIN_UBATCH}, not {params.n_ubatch}")
-    if params.n_threads is not None and params.n_threads < 1:
-        raise ContextError(f"n_threads must be at least 1, not {params.n_threads}")
-    if params.precision not in ("fast", "exact"):
-        raise ContextError(f'precision is "fast" or "exact", not {params.precision!r}')
     c = lib.llama_context_default_params()
     # Room for two sizes of the cache's view, so that the listing can tell which dimensions are cells.
     c.n_ctx = max(n_ctx, 2 * _KV_PAD)
@@ -365,38 +373,3 @@ def _dummy(n_tokens: int, n_outputs: int, start: int = 0) -> Batch:
     positions = np.arange(start, start + n_tokens, dtype=np.int32)
     zeros = np.zeros(n_tokens, np.int32)
     return Batch(zeros, positions, zeros, outputs)
-
-
-class _BatchBuffers:
-    """The memory behind a llama_batch, made once and filled for each decode."""
-
-    def __init__(self, capacity: int) -> None:
-        self._tokens = np.zeros(capacity, np.int32)
-        self._positions = np.zeros(capacity, np.int32)
-        self._n_sequences = np.ones(capacity, np.int32)
-        self._sequences = np.zeros(capacity, np.int32)
-        self._outputs = np.zeros(capacity, np.int8)
-        # seq_id is an array of pointers: each token points to its own entry of one array.
-        pointer = ctypes.POINTER(ctypes.c_int32)
-        first = self._sequences.ctypes.data
-        self._sequence_pointers = (pointer * capacity)(*(ctypes.cast(first + 4 * i, pointer) for i in range(capacity)))
-        self._batch = lib.llama_batch(
-            n_tokens=0,
-            token=self._tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
-            embd=None,
-            pos=self._positions.ctypes.data_as(pointer),
-            n_seq_id=self._n_sequences.ctypes.data_as(pointer),
-            seq_id=ctypes.cast(self._sequence_pointers, ctypes.POINTER(pointer)),
-            logits=self._outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
-        )
-
-    def fill(self, batch: Batch) -> Any:
-        n = len(batch.tokens)
-        if n > len(self._tokens):
-            raise DecodeError(f"a batch of {n} tokens is longer than n_ubatch ({len(self._tokens)}): cut it")
-        self._tokens[:n] = batch.tokens
-        self._positions[:n] = batch.positions
-        self._sequences[:n] = batch.sequences
-        self._outputs[:n] = batch.outputs
-        self._batch.n_tokens = n
-        return self._batch

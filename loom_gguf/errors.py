@@ -13,10 +13,13 @@ LoomError
 │   ├── EmptyPromptError        nothing to compute
 │   ├── PromptTooLongError      more tokens than the context holds
 │   ├── TokenError              a token id outside the vocabulary
-│   └── NoVocabularyError       text given to a model that has no tokenizer
+│   ├── NoVocabularyError       text given to a model that has no tokenizer
+│   └── ChatTemplateError       messages that cannot be made into a prompt
+├── NotGenerativeError          an encoder was asked to generate
 ├── ContextFullError            other sequences hold the cells or sequence slots that this one needs
 ├── DecodeError                 llama.cpp refused a batch
 ├── SamplingError               sampling parameters out of range
+│   └── GrammarError            a grammar or JSON schema that cannot be followed
 ├── CaptureError
 │   ├── LayerRangeError         no such layer
 │   ├── UnknownNodeError        no such node in the graph
@@ -34,12 +37,14 @@ __all__ = [
     "CaptureError",
     "CaptureMemoryError",
     "CaptureUnsupportedError",
+    "ChatTemplateError",
     "ContextError",
     "ContextFullError",
     "CorruptGGUFError",
     "DecodeError",
     "EmptyPromptError",
     "EngineVersionError",
+    "GrammarError",
     "LayerRangeError",
     "LoomError",
     "ModelClosedError",
@@ -48,6 +53,7 @@ __all__ = [
     "NoVocabularyError",
     "NotCapturedError",
     "NotGGUFError",
+    "NotGenerativeError",
     "PromptError",
     "PromptTooLongError",
     "RowMismatchError",
@@ -116,6 +122,14 @@ class NoVocabularyError(PromptError):
     """The model file carries no tokenizer, so text cannot become tokens or tokens text."""
 
 
+class ChatTemplateError(PromptError):
+    """The chat template is missing or broken, or refuses these messages."""
+
+
+class NotGenerativeError(LoomError):
+    """The model is an encoder: it reads text, it does not go on with it."""
+
+
 class ContextFullError(LoomError):
     """The context has no free sequence or no free cells: other sequences hold them."""
 
@@ -126,6 +140,10 @@ class DecodeError(LoomError):
 
 class SamplingError(LoomError, ValueError):
     """A sampling parameter is out of its range."""
+
+
+class GrammarError(SamplingError):
+    """A grammar or JSON schema cannot be read, or not be followed with this vocabulary."""
 
 
 class CaptureError(LoomError):

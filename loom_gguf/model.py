@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 
+from .batch import Array, Batch
 from .capture import Capture
 from .catalog import Node
-from .context import Array, Batch, Context, ContextParams, Precision
-from .errors import CaptureError, EmptyPromptError, ModelClosedError, PromptTooLongError, SamplingError
+from .chat import Message, chat_template, prompt_tokens, render_chat
+from .context import Context, ContextParams, Precision
+from .embedding import Pooling, check_pooling, normalized, pool
+from .errors import (
+    CaptureError,
+    EmptyPromptError,
+    ModelClosedError,
+    NotGenerativeError,
+    PromptTooLongError,
+    SamplingError,
+)
 from .library import resolve
+from .memory import need_memory
 from .sampling import Sampler, Sampling
 from .states import States
 from .text import TextStream
@@ -38,6 +49,8 @@ class Step:
     states: States | None  # one row per captured node; None without a capture
     finish_reason: FinishReason | None  # on the last step; "length": max_tokens or the context's end was reached
     prompt_states: States | None = None  # on the first step, where asked for: rows of positions 0 to n_prompt - 2
+    logprob: float | None = None  # of token_id in the model's own distribution (natural log); where asked for
+    top_logprobs: tuple[tuple[int, float], ...] = ()  # (token id, logprob) of the most probable, best first
 
 
 class Model:
@@ -141,11 +154,12 @@ class Model:
         """
         if keep not in ("all", "last"):
             raise ValueError(f'keep is "all" or "last", not {keep!r}')
-        if not capture:
+        if not _is_capture(capture):
             raise CaptureError("nothing to capture: give e.g. Capture.all_layers()")
         tokens = self._prompt(prompt)
         ctx = self._context
-        ctx.catalog.several.select(capture)  # what cannot be captured is said before anything is computed
+        # What cannot be captured is said before anything is computed.
+        need_memory(ctx.catalog.several.select(capture), len(tokens) if keep == "all" else 1)
         sequence = ctx.open_sequence()
         try:
             parts = []
@@ -164,6 +178,32 @@ class Model:
         finally:
             ctx.close_sequence(sequence)
 
+    def embed(
+        self,
+        text: str | Sequence[int],
+        pooling: Pooling = "mean",
+        normalize: bool = True,
+        layer: int | Literal["final", "embedding"] = "final",
+    ) -> Array:
+        """One vector for a text, float32 (n_embd,).
+
+        pooling: "mean" of all tokens, "last_token", "first_token" (CLS) or "max" over the tokens.
+        normalize: scale the vector to length 1.
+        layer: which hidden states to pool: "final" (after the final norm), "embedding" (the input of block 0), or a
+            block's index, negative ones counted from the last.
+        """
+        check_pooling(pooling)
+        if layer == "final":
+            capture = Capture.layers([], final=True)
+        elif layer == "embedding":
+            capture = Capture.layers([], embedding=True)
+        else:
+            capture = Capture.layers([layer])
+        keep: Literal["all", "last"] = "last" if pooling == "last_token" else "all"
+        (rows,) = self.forward(text, capture, keep=keep).values()
+        vector = pool(rows, pooling)
+        return normalized(vector) if normalize else vector
+
     def generate(
         self,
         prompt: str | Sequence[int],
@@ -174,43 +214,124 @@ class Model:
         top_k: int = 40,
         top_p: float = 0.95,
         min_p: float = 0.0,
+        typical_p: float = 1.0,
+        repeat_penalty: float = 1.0,
+        repeat_last_n: int = 64,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
         seed: int | None = 0,
         stop: Sequence[str] = (),
+        grammar: str | None = None,
+        json_schema: Mapping[str, Any] | str | None = None,
+        logprobs: int | None = None,
         prompt_states: bool = False,
     ) -> Iterator[Step]:
         """Generate token by token; each step carries the rows of the pass that produced its token.
 
-        temperature 0 takes the most probable token each time. seed None draws a fresh one. `stop`: strings that end
-        the generation and are not part of its text. `prompt_states`: the first step also brings the rows of the
-        prompt's other tokens.
+        temperature: 0 takes the most probable token each time.
+        top_k, top_p, min_p, typical_p: keep only likely tokens, see Sampling; 0, 1, 0 and 1 keep all.
+        repeat_penalty, presence_penalty, frequency_penalty: make tokens less likely that are among the last
+            repeat_last_n ones, the prompt's included (-1: the whole context).
+        seed: None draws a fresh one.
+        stop: strings that end the generation and are not part of its text.
+        grammar: GBNF text; the generation follows its rule root, and ends when that is complete.
+        json_schema: instead of a grammar, a schema (dict or JSON text) that the generated JSON matches; {} or
+            "json" for any JSON object. max_tokens may still cut the text off before it is complete.
+        logprobs: tell each token's log-probability and those of so many of the most probable tokens, 0 to 20; of
+            the model's own distribution, before any filter.
+        prompt_states: the first step also brings the rows of the prompt's other tokens.
 
         Everything is checked at once; computing begins with the first step. The generation holds one of the model's
         sequences until it ends or the iterator is closed.
         """
-        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
+        sampling = Sampling(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            typical_p=typical_p,
+            repeat_penalty=repeat_penalty,
+            repeat_last_n=repeat_last_n,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            seed=seed,
+            grammar=grammar,
+            json_schema=json_schema,
+            logprobs=logprobs,
+        )
         if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
             raise SamplingError(f"max_tokens must be an integer of at least 1, not {max_tokens!r}")
         tokens = self._prompt(prompt)
-        if capture:
+        if _is_capture(capture):
             self._context.catalog.several.select(capture)
         elif prompt_states:
             raise CaptureError("prompt_states=True needs a capture that says which nodes")
-        return self._steps(tokens, capture, sampling, max_tokens, TextStream(stop), prompt_states)
+        if self._context.encoder:
+            raise NotGenerativeError(
+                f"{self.path.name} is an encoder ({self.arch}): it reads text, it does not go on with it. Use "
+                f"forward() or embed()"
+            )
+        stream = TextStream(stop)
+        sampler = Sampler(sampling, self._weights.vocab, self.n_ctx, tokens)
+        return self._steps(tokens, capture, sampler, max_tokens, stream, prompt_states)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template: str | None = None,
+        **options: Any,
+    ) -> Iterator[Step]:
+        """Generate the answer to a conversation; see `chat_prompt` for its arguments, `generate` for the options.
+
+        >>> for step in model.chat([{"role": "user", "content": "Hello"}], max_tokens=32):
+        ...     print(step.text, end="")
+        """
+        prompt = self.chat_prompt(messages, tools=tools, template=template)
+        return self.generate(prompt_tokens(self._weights.vocab, prompt), **options)
+
+    def chat_prompt(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template: str | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """The text that the model's chat template makes of a conversation.
+
+        messages: dicts with "role" and "content", and what else the template reads.
+        tools: functions that the model may call, as JSON-schema dicts.
+        template: a Jinja template to use instead of the file's own.
+        add_generation_prompt: end with the beginning of an answer.
+
+        The text often begins with the beginning-of-sequence token already; `chat` then adds none.
+        """
+        self._need_open()
+        vocab = self._weights.vocab
+        return render_chat(
+            chat_template(self._weights.file.metadata, tools=bool(tools)) if template is None else template,
+            messages,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            bos_token=vocab.bos_text,
+            eos_token=vocab.eos_text,
+        )
 
     def _steps(
         self,
         tokens: Array,
         capture: Capture | None,
-        sampling: Sampling,
+        sampler: Sampler,
         max_tokens: int,
         stream: TextStream,
         prompt_states: bool,
     ) -> Iterator[Step]:
         ctx, vocab = self._context, self._weights.vocab
-        self._need_open()
-        sampler = Sampler(sampling)
         sequence = -1
         try:
+            self._need_open()
             sequence = ctx.open_sequence()
             start, before = self._prefill(tokens, sequence, capture if prompt_states else None)
             read = tokens[start:]
@@ -227,7 +348,8 @@ class Model:
                             before.append(rows.take(np.arange(len(kept) - 1)).states())
                     else:
                         ctx.decode(batch)
-                    token_id = sampler.sample(ctx.handle, len(read) - 1)
+                    choice = sampler.sample(ctx.handle, len(read) - 1)
+                token_id = choice.token_id
                 start += len(read)
                 ended = vocab.ends_generation(token_id)
                 text = "" if ended else stream.feed(vocab.piece(token_id))
@@ -246,6 +368,8 @@ class Model:
                     states=step_states,
                     finish_reason=reason,
                     prompt_states=States.concatenate(before) if before and index == 0 else None,
+                    logprob=choice.logprob,
+                    top_logprobs=choice.top_logprobs,
                 )
                 if reason:
                     return
@@ -307,3 +431,10 @@ class Model:
     def _need_open(self) -> None:
         if self._closed:
             raise ModelClosedError("this model was closed; open it again with Model(...)")
+
+
+def _is_capture(capture: Capture | None) -> TypeGuard[Capture]:
+    """Whether it wants anything. Raises TypeError for what is no capture."""
+    if capture is not None and not isinstance(capture, Capture):
+        raise TypeError(f"a capture is made by e.g. Capture.names([...]); {type(capture).__name__} is none")
+    return bool(capture)

@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.text import Text
 
 from .analysis import Floats, hidden_state_rows, row_norms, row_turns
 from .errors import StatesError, StatesFileError
 from .states import States
+from .states_file import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Normalize
-    from rich.console import Console, ConsoleOptions, RenderableType
-    from rich.text import Text
 
 Measure = Literal["turn", "norm"]
 
@@ -50,6 +52,11 @@ class _Map:
     scale: str  # what the colours mean, with the unit
     generated: int  # index of the first token that the model made itself; 0: unknown, or it has no rows
 
+    @property
+    def beyond(self) -> bool:
+        """Whether some values lie above the scale."""
+        return bool((self.values > self.high).any())
+
     def shade(self) -> Floats:
         """The values from 0 (low) to 1 (high)."""
         bend: Callable[[Any], Any] = np.log if self.log else np.asarray
@@ -73,13 +80,14 @@ def _map(states: States, texts: Sequence[str] | None, measure: Measure, n_prompt
         raise ValueError(f'measure is "turn" or "norm", not {measure!r}')
     log = measure == "norm"
     values = np.where(np.isfinite(values), values, np.nan)
-    known = values[(values > 0) | (not log)]
-    known = known[np.isfinite(known)]
+    # Block 0 turns an embedding so much further than the others turn anything that they would all look alike.
+    scaled = values[1:] if measure == "turn" and labels[0] == "0" and len(values) > 1 else values
+    known = scaled[(scaled > 0) & np.isfinite(scaled)]
     return _Map(
         values=values,
         labels=labels,
         low=float(known.min()) if log and known.size else float(log),
-        high=float(known.max()) if known.size and known.max() > 0 else 1.0,
+        high=float(known.max()) if known.size else 1.0,
         log=log,
         title="Length of each hidden state" if log else "How far each layer turns the hidden state of each token",
         scale="L2 norm (log scale, the model's own units)" if log else "angle to the state below (degrees)",
@@ -140,15 +148,14 @@ def heat_map(
     texts: one per token (row), for the labels; None writes token ids.
     measure: "turn" is the angle in degrees between each hidden state and the captured one below it, so that a row
         shows what one block does to every token, whatever the lengths (a first token's can be a hundred times the
-        others'); "norm" is the length of each state, on a logarithmic scale.
+        others'); its colours end at the largest angle above block 0. "norm" is the length of each state, on a
+        logarithmic scale.
     n_prompt: number of the prompt's tokens; a line then parts them from the generated ones.
     """
     from matplotlib import colormaps
     from matplotlib.colors import LogNorm, Normalize
     from matplotlib.figure import Figure
     from matplotlib.font_manager import FontProperties, findfont, get_font
-
-    from .states_file import replacing
 
     target = Path(path)
     if target.suffix.lower() != ".png":
@@ -168,11 +175,14 @@ def heat_map(
     colours = colormaps["viridis"].with_extremes(bad=_NO_VALUE)
     image = axes.imshow(picture.values, aspect="auto", origin="lower", interpolation="nearest", cmap=colours, norm=norm)
     _ticks(axes, labels, picture.labels)
-    bar = figure.colorbar(image, ax=axes, pad=0.01, fraction=0.25 / width, aspect=12)
+    bar = figure.colorbar(
+        image, ax=axes, pad=0.01, fraction=0.25 / width, aspect=12, extend="max" if picture.beyond else "neither"
+    )
     bar.set_label(picture.scale, family=_FONT, fontsize=9)
     axes.set_xlabel("token read at each position", family=_FONT, fontsize=10)
     axes.set_ylabel("layer", family=_FONT, fontsize=10)
-    _parts(axes, picture.generated, n_tokens)
+    if 0 < picture.generated < n_tokens:
+        _parts(axes, picture.generated)
     heading = picture.title if title is None else title
     if np.isnan(picture.values).any():
         heading += "\nred: no number (NaN, Inf or a state of length 0)"
@@ -194,9 +204,7 @@ def _ticks(axes: Axes, tokens: list[str], layers: list[str]) -> None:
     axes.tick_params(length=2)
 
 
-def _parts(axes: Axes, generated: int, n_tokens: int) -> None:
-    if not 0 < generated < n_tokens:
-        return
+def _parts(axes: Axes, generated: int) -> None:
     axes.axvline(generated - 0.5, color="white", linewidth=2.5)
     axes.axvline(generated - 0.5, color="black", linewidth=1, linestyle=(0, (4, 2)))
     for text, side, offset in (("prompt ", "right", -2), ("generated", "left", 2)):
@@ -210,13 +218,9 @@ def _parts(axes: Axes, generated: int, n_tokens: int) -> None:
 
 
 def terminal_heat_map(
-    states: States,
-    texts: Sequence[str] | None,
-    width: int | None = None,
-    *,
-    measure: Measure = "turn",
+    states: States, texts: Sequence[str] | None, width: int | None = None, *, measure: Measure = "turn",
     n_prompt: int | None = None,
-) -> RenderableType:
+) -> RenderableType:  # fmt: skip
     """The same picture for rich's `console.print`: coloured blocks over the text, or digits where there is no colour.
 
     width: columns to use at most, None for those of the terminal. Longer texts go on below.
@@ -232,26 +236,26 @@ class _TerminalMap:
         """The panels, each as wide as fits."""
         colour = console.color_system in ("256", "truecolor", "windows") and options.encoding.startswith("utf")
         width = max(options.max_width if self._width is None else min(self._width, options.max_width), 12)
-        yield self._line(self._map.title, style="bold")
+        yield _line(self._map.title, style="bold")
         yield self._legend(colour)
         margin = max(map(len, self._map.labels)) + 1
         shades = self._map.shade()
         for panel in self._panels(width - margin - 1):  # one for the line between prompt and generated text
-            yield self._line("")
+            yield _line("")
             for layer in reversed(range(len(self._map.labels))):
-                row = self._line(f"{self._map.labels[layer]:>{margin - 1}} ")
+                row = _line(f"{self._map.labels[layer]:>{margin - 1}} ")
                 for token, text in panel:
                     row.append("|" if token == self._map.generated > 0 else "")
-                    _paint(row, shades[layer, token], _columns(text), colour)
+                    _paint(row, shades[layer, token], cell_len(text), colour)
                 yield row
-            words = self._line(" " * margin)
+            words = _line(" " * margin)
             for token, text in panel:
                 words.append("|" if token == self._map.generated > 0 else "").append(text)
             yield words
 
     def _panels(self, room: int) -> list[list[tuple[int, str]]]:
         """The tokens (index, text) in lines of at most `room` columns: as few as can be, and evenly filled."""
-        cells = [(token, _fitted(text, room)) for token, text in enumerate(self._labels)]
+        cells = [(i, set_cell_size(text, max(1, min(cell_len(text), room)))) for i, text in enumerate(self._labels)]
         panels = _filled(cells, room)
         while room > 1 and len(closer := _filled(cells, room - 1)) == len(panels):
             panels, room = closer, room - 1
@@ -259,37 +263,19 @@ class _TerminalMap:
 
     def _legend(self, colour: bool) -> Text:
         picture = self._map
-        line = self._line(f"{picture.scale}: {picture.low:.3g} ")
+        line = _line(f"{picture.scale}: {picture.low:.3g} ")
         for step in range(10):
-            if colour:
-                line.append("  ", style=f"on {_VIRIDIS[step]}")
-            else:
-                line.append(str(step))
-        line.append(f" {picture.high:.3g}")
+            line.append("  " if colour else str(step), style=f"on {_VIRIDIS[step]}" if colour else "")
+        line.append(f" {picture.high:.3g}" + (" and more" if picture.beyond else ""))
         if np.isnan(picture.values).any():
             line.append("; ! no number")
         if 0 < picture.generated < len(self._labels):
             line.append("; generated after |")
         return line
 
-    @staticmethod
-    def _line(text: str, style: str = "") -> Text:
-        from rich.text import Text
 
-        return Text(text, style=style, no_wrap=True, overflow="crop", end="\n")
-
-
-def _columns(text: str) -> int:
-    """Columns of the terminal that a text takes."""
-    from rich.cells import cell_len
-
-    return cell_len(text)
-
-
-def _fitted(text: str, room: int) -> str:
-    from rich.cells import set_cell_size
-
-    return set_cell_size(text, max(1, min(_columns(text), room)))
+def _line(text: str, style: str = "") -> Text:
+    return Text(text, style=style, no_wrap=True, overflow="crop")
 
 
 def _filled(cells: list[tuple[int, str]], room: int) -> list[list[tuple[int, str]]]:
@@ -297,10 +283,10 @@ def _filled(cells: list[tuple[int, str]], room: int) -> list[list[tuple[int, str
     panels: list[list[tuple[int, str]]] = []
     left = -1
     for cell in cells:
-        left -= _columns(cell[1])
+        left -= cell_len(cell[1])
         if left < 0:
             panels.append([])
-            left = room - _columns(cell[1])
+            left = room - cell_len(cell[1])
         panels[-1].append(cell)
     return panels
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from .compression import CompressedRows, CompressedStates, Kind, check_kind, compress_rows
 from .errors import CaptureUnsupportedError, NotCapturedError, StatesError
 
 Array = npt.NDArray[Any]
@@ -22,6 +23,7 @@ class NodeValues:
     array: Array  # rows first; for a node without rows the tensor as it is
     row_axis: int | None  # where the rows stand in the graph's own tensor (numpy's order); None: it has no rows
     occurrence: int = 0  # which of the nodes of its name
+    cell_axis: int | None = None  # the dimension of `array` that counts the sequence's positions (attention weights)
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,20 @@ class States(Mapping[str, Array]):
 
         return load_states(path)
 
+    def compress(self, kind: Kind, scale_block: int = 0) -> CompressedStates:
+        """These states in fewer bytes: "float16", or "int8" with one scale per row or per `scale_block` values.
+
+        Rows of floats are compressed; integers and nodes without rows stay as they are.
+        """
+        check_kind(kind, scale_block)
+        rows = {
+            key: compress_rows(value.array, kind, scale_block)
+            if value.row_axis is not None and value.array.dtype == np.float32
+            else CompressedRows(value.array)
+            for key, value in self._values.items()
+        }
+        return CompressedStates(rows, kind, self)
+
     # -- parts --------------------------------------------------------------------------------------------------
 
     @property
@@ -170,6 +186,17 @@ class States(Mapping[str, Array]):
     def roles(self) -> Roles:
         """Which nodes are hidden states."""
         return self._roles
+
+    def without_numbers(self) -> States:
+        """The same nodes, tokens and positions, with no memory behind the arrays."""
+        return self.with_numbers(
+            {key: np.broadcast_to(np.float32(0), v.array.shape) for key, v in self._values.items()}
+        )
+
+    def with_numbers(self, arrays: Mapping[str, Array]) -> States:
+        """The same nodes, tokens and positions, with other numbers."""
+        values = {key: replace(value, array=arrays[key]) for key, value in self._values.items()}
+        return States(values, self._roles, self.tokens, self.positions, sequence=self.sequence, single=self._single)
 
     @classmethod
     def concatenate(cls, parts: Sequence[States]) -> States:
@@ -197,12 +224,9 @@ class States(Mapping[str, Array]):
                     f"it out, or open the model with an n_ubatch that holds the whole prompt"
                 )
             arrays = [part._values[key].array for part in parts]
-            if len({array.shape[1:] for array in arrays}) > 1:
-                raise CaptureUnsupportedError(
-                    f"rows of node {key} grow with the cache from decode to decode: open the model with an "
-                    f"n_ubatch that holds the whole prompt"
-                )
-            values[key] = NodeValues(np.concatenate(arrays), value.row_axis, value.occurrence)
+            if value.cell_axis is not None:
+                arrays = _same_length(arrays, value.cell_axis)
+            values[key] = replace(value, array=np.concatenate(arrays))
         return cls(
             values,
             first._roles,
@@ -228,3 +252,10 @@ class States(Mapping[str, Array]):
             shown = ", ".join(have[:6]) + (", ..." if len(have) > 6 else "")
             raise NotCapturedError(f"{key!r} was not captured; captured: {shown or 'nothing'}")
         return value
+
+
+def _same_length(arrays: list[Array], axis: int) -> list[Array]:
+    """Rows over a growing number of positions, filled up: what did not exist yet got no attention."""
+    longest = max(array.shape[axis] for array in arrays)
+    widths = [[(0, longest - a.shape[axis] if d == axis else 0) for d in range(a.ndim)] for a in arrays]
+    return [np.pad(array, width) for array, width in zip(arrays, widths, strict=True)]

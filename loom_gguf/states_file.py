@@ -22,9 +22,11 @@ import os
 import secrets
 import stat
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +43,8 @@ VERSION = 1
 SUFFIXES = (".safetensors", ".npz")
 _JSON = "__metadata__"  # also what safetensors calls its own, so no array may have this name
 _TAKEN = ("tokens", "positions", _JSON)
+
+_ABOUT_NODES = tuple(field.name for field in fields(NodeValues) if field.name != "array")
 
 StrPath = str | os.PathLike[str]
 
@@ -71,7 +75,9 @@ def load_states(path: StrPath) -> States:
         roles = header["roles"]
         return States(
             {
-                key: NodeValues(arrays[node["array"]], node["row_axis"], node["occurrence"])
+                key: NodeValues(
+                    arrays[node["array"]], **{about: node[about] for about in _ABOUT_NODES if about in node}
+                )
                 for key, node in header["nodes"].items()
             },
             Roles(
@@ -181,7 +187,7 @@ def _to_arrays(states: States) -> tuple[dict[str, Array], dict[str, Any]]:
         while name in arrays or name in _TAKEN:
             name += "_"
         arrays[name] = value.array
-        nodes[key] = {"array": name, "row_axis": value.row_axis, "occurrence": value.occurrence}
+        nodes[key] = {"array": name, **{about: getattr(value, about) for about in _ABOUT_NODES}}
     roles = states.roles
     return arrays, {
         "format": FORMAT,
@@ -240,7 +246,8 @@ def _said(error: Exception) -> str:
 
 # What zipfile and numpy raise for files that were cut off or changed: all found by changing bytes at random.
 _NPZ_ERRORS = (
-    zipfile.BadZipFile, zlib.error, struct.error, EOFError, MemoryError, OverflowError, RuntimeError, ValueError
+    zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError,
+    EOFError, MemoryError, OverflowError, RuntimeError, SyntaxError, ValueError,
 )  # fmt: skip
 
 # -- the two formats --------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from .gguf_file import GGUFFile
 
-Level = Literal["all", "names", "not yet", "refused", "unknown"]
+Level = Literal["all", "prompt", "names", "not yet", "refused", "unknown"]
 
 
 def _names(text: str) -> frozenset[str]:
@@ -35,11 +35,14 @@ _EVERY_LAYER = _names("""
 # Decoders whose graph leaves the blocks' outputs without a name of their own.
 _NO_LAYER_NAMES = _names("deepseek4 gemma4-assistant plamo2 qwen4exp")
 
-_BERT_FAMILY = _names("bert eurobert jina-bert-v2 jina-bert-v3 modern-bert neo-bert nomic-bert nomic-bert-moe")
+# llama.cpp gives these no cache (create_memory() in src/llama-model.cpp): all tokens of a text see each other, so it is
+# one pass, and nothing is generated. The BERT family names no layers, which are found by structure; the others do.
+_NO_CACHE = _names("""
+    bert eurobert jina-bert-v2 jina-bert-v3 modern-bert neo-bert nomic-bert nomic-bert-moe
+    dream gemma-embedding llada llada-moe rnd1
+""")
 
-# They name their layers, but attend to the whole text at once: it must be one decode, and nothing can be generated from
-# a cache. llama-embed is llama's graph without the causal mask.
-_NOT_CAUSAL = _names("dream gemma-embedding llada llada-moe llama-embed rnd1")
+_NOT_CAUSAL = _names("llama-embed")  # llama's graph without the causal mask, though with a cache
 
 # llama_model_has_encoder(): two graphs, the names of one are used again in the other.
 _TWO_GRAPHS = _names("dflash eagle3 t5 t5encoder")
@@ -56,8 +59,9 @@ _NO_FINAL = _names("plamo3")  # its final norm's output has no name
 def support(file: GGUFFile) -> tuple[Level, str]:
     """How much of this model can be captured, and a sentence that says how.
 
-    "all": every layer, the embedding and the final state; "names": nodes by name only; "not yet": not in this version;
-    "refused": never with this file; "unknown": an architecture newer than this list.
+    "all": every layer, the embedding and the final state; "prompt": those too, but the model generates nothing;
+    "names": nodes by name only; "not yet": not in this version; "refused": never with this file; "unknown": an
+    architecture newer than this list.
     """
     arch = file.arch
     kind = file.metadata.get("general.type", "model")
@@ -72,14 +76,15 @@ def support(file: GGUFFile) -> tuple[Level, str]:
             f"no: {arch} runs two graphs, an encoder's and a decoder's, that use the same node names, which "
             f"cannot be told apart yet."
         )
-    if arch in _BERT_FAMILY:
-        return "not yet", (
-            f"not yet in this version: llama.cpp gives the layers of the BERT family ({arch}) no names, and finding "
-            f"them by structure is not done yet."
+    if arch in _NO_CACHE:
+        return "prompt", (
+            "yes: every layer, the embedding and the final state, of every token of a text. This model reads a text as "
+            "a whole, and nothing can be generated with it here."
         )
     if arch in _NOT_CAUSAL or file.hparam("attention.causal", True) is False:
         return "not yet", (
-            f"not yet in this version: this {arch} model attends to the whole text at once instead of token by token."
+            f"not yet in this version: this {arch} model attends to the whole text at once, but has a cache for "
+            f"generating token by token."
         )
     if arch in _NO_LAYER_NAMES:
         return "names", (

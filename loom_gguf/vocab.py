@@ -21,14 +21,38 @@ class Vocab:
         self.n_tokens = int(lib.llama_vocab_n_tokens(self._vocab))
         self.has_text = lib.llama_vocab_type(self._vocab) != _NO_VOCABULARY
 
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of `text`, with the special tokens that the model adds, and those written in the text."""
+    @property
+    def handle(self) -> Any:
+        """The llama_vocab, for a grammar."""
+        return self._vocab
+
+    @property
+    def bos_text(self) -> str:
+        """How a text writes the beginning-of-sequence token; empty where there is none."""
+        return self._text_of(lib.llama_vocab_bos(self._vocab))
+
+    @property
+    def eos_text(self) -> str:
+        """How a text writes the end-of-sequence token; empty where there is none."""
+        return self._text_of(lib.llama_vocab_eos(self._vocab))
+
+    def _text_of(self, token_id: int) -> str:
+        if not self.has_text or not 0 <= token_id < self.n_tokens:
+            return ""
+        text: bytes = lib.llama_vocab_get_text(self._vocab, token_id) or b""
+        return text.decode("utf-8", "replace")
+
+    def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:
+        """Token ids of `text`, with the special tokens that the model adds, and those written in the text.
+
+        add_special=False adds none.
+        """
         self._need_text()
         data = text.encode("utf-8", "surrogatepass")
         capacity = len(data) + 8
         while True:
             tokens = (lib.llama_token * capacity)()
-            n = lib.llama_tokenize(self._vocab, data, len(data), tokens, capacity, True, True)
+            n = lib.llama_tokenize(self._vocab, data, len(data), tokens, capacity, add_special, True)
             if n >= 0:
                 return list(tokens[:n])
             capacity = -n

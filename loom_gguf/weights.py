@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ class Weights:
     def __init__(self, path: Path, n_gpu_layers: int = -1) -> None:
         """Load the GGUF file at `path`; n_gpu_layers: blocks to keep on the GPU, -1 for all."""
         self.file = read_gguf(path)
-        self.llama_model: Any = None
         params = lib.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
         forget_complaints()
@@ -28,7 +28,9 @@ class Weights:
                 f"llama.cpp cannot load {path}: {reason}. If the file is whole, its architecture "
                 f"({self.file.arch}) may need a newer llama.cpp"
             )
-        self.llama_model = model
+        self.llama_model: Any = model
+        # Also where the object is dropped without close(). A context holds its weights, so it is gone before.
+        self._finalizer = weakref.finalize(self, lib.llama_model_free, model)
         try:
             self._refuse_what_is_not_understood()
         except CaptureUnsupportedError:
@@ -50,6 +52,5 @@ class Weights:
 
     def close(self) -> None:
         """Give the memory back."""
-        if self.llama_model is not None:
-            lib.llama_model_free(self.llama_model)
-            self.llama_model = None
+        self._finalizer()
+        self.llama_model = None

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes of a number, by GGUF type
+# Bytes of a number, by GGUF's number for its type.
+_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _STRING, _ARRAY = 8, 9
 _FLOATS = {6: "<f", 12: "<d"}
 _ODD_INTEGERS = (0, 1, 2, 3, 7, 255, 256, 4097, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1)
@@ -103,9 +104,11 @@ def random_bytes(data: bytes, layout: Layout, rng: random.Random) -> Mutation:
 
 def odd_value(data: bytes, layout: Layout, rng: random.Random) -> Mutation:
     """One number of the file replaced by a strange one of the same type."""
-    plain = [f for f in layout.fields if f.type in _SIZES and "[" not in f.name]
-    listed = [f for f in layout.fields if f.type in _SIZES and "[" in f.name]
-    field = rng.choice(listed if rng.random() < 0.1 else plain)
+    numbers = [field for field in layout.fields if field.type in _SIZES]
+    values = [field for field in numbers if ":" not in field.name and "[" not in field.name]
+    listed = [field for field in numbers if "[" in field.name]
+    shape = [field for field in numbers if ":" in field.name and "[" not in field.name]
+    field = rng.choice(rng.choices((values, shape, listed), (6, 3, 1))[0])
     if field.type in _FLOATS:
         odd: float | int = rng.choice(_ODD_FLOATS)
         new = struct.pack(_FLOATS[field.type], odd)
@@ -129,8 +132,8 @@ def odd_string(data: bytes, layout: Layout, rng: random.Random) -> Mutation:
     # Behind the header the tensors' bytes stand at a multiple of 32: fill up or cut zeros where they fit.
     shift = -len(changed) % 32 - -len(data) % 32
     end = layout.header_end + len(changed) - len(data)
-    filled = changed[:end] + bytes(shift) + changed[end:] if shift >= 0 else changed[:end] + changed[end - shift :]
-    return filled, f"{field.name} = {new!r}"
+    rest = bytes(shift) + changed[end:] if shift >= 0 else changed[end - shift :]
+    return changed[:end] + rest, f"{field.name} = {new!r}"
 
 
 KINDS: dict[str, Callable[[bytes, Layout, random.Random], Mutation]] = {
@@ -154,10 +157,13 @@ def _try(path: Path) -> str:
     try:
         with Model(path, n_ctx=64, n_ubatch=16, n_threads=1) as model:
             ids = [token % model.n_vocab for token in range(1, 20)]
-            states = model.forward(ids, Capture.names(["*"]))
+            states = model.forward(ids, Capture.all_layers(embedding=True, final=True))
             bad = [key for key in states if len(states[key]) != len(ids)]
+            states = model.forward(ids[:5], Capture.everything())
+            bad += [key for key in states if len(states[key]) != 5]
             for step in model.generate(ids, max_tokens=2):
-                model.detokenize([step.token_id]) if step.text else None
+                if step.text:
+                    model.detokenize([step.token_id])
             return f"rows missing in {bad}" if bad else "runs"
     except LoomError as error:
         return f"refused {type(error).__name__}" if str(error) else "no words"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from oracle import DECODERS, GELU, plain, random_tokens, relative_error, torch_says
@@ -72,7 +74,7 @@ def test_blocks_differ_enough_for_a_mistaken_layer_to_show():
     """The bounds above mean something only where neighbouring states are far apart, and so are tokens."""
     for name in DECODERS:
         states = torch_says(name)["hidden_states"]
-        for a, b in zip(states, states[1:], strict=False):
+        for a, b in pairwise(states):
             assert relative_error(a, b) > 0.1
         rows = states[-1]
         apart = np.abs(rows[:, None] - rows[None]).max(-1) / np.abs(rows).max()

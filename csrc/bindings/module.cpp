@@ -10,6 +10,7 @@ PYBIND11_MODULE(_core, m) {
     m.def("ggml_version", &ggml_version, "Version of the ggml library that is loaded.");
 
     loom::bindings::register_graph(m);
+    loom::bindings::register_compress(m);
     loom::bindings::register_tapper(m);
     loom::bindings::register_gguf(m);
 }

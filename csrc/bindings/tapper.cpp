@@ -14,6 +14,8 @@ static py::dtype dtype_of(Value value) {
     switch (value) {
     case Value::i32: return py::dtype::of<int32_t>();
     case Value::i64: return py::dtype::of<int64_t>();
+    case Value::i8: return py::dtype::of<int8_t>();
+    case Value::f16: return py::dtype("float16");
     case Value::f32: break;
     }
     return py::dtype::of<float>();
@@ -26,15 +28,27 @@ static py::array to_numpy(Array && array) {
     return py::array(dtype_of(array.value), array.shape, data, owner);
 }
 
-static std::tuple<Status, std::string, std::vector<py::array>> finish(Tapper & tapper) {
+// (array, scales or None, saturated)
+static py::tuple to_python(Array && array) {
+    py::object scales = py::none();
+    if (array.value == Value::i8) {
+        const auto n_rows = static_cast<py::ssize_t>(array.shape.empty() ? 1 : array.shape[0]);
+        const auto n = static_cast<py::ssize_t>(array.scales.size());
+        scales = py::array_t<float>(std::vector<py::ssize_t>{n_rows, n_rows > 0 ? n / n_rows : 0},
+                                    array.scales.data());
+    }
+    const size_t saturated = array.saturated;
+    return py::make_tuple(to_numpy(std::move(array)), scales, saturated);
+}
+
+static std::tuple<Status, std::string, py::list> finish(Tapper & tapper) {
     Outcome outcome;
     {
         const py::gil_scoped_release release;
         outcome = tapper.finish();
     }
-    std::vector<py::array> arrays;
-    arrays.reserve(outcome.arrays.size());
-    for (Array & array : outcome.arrays) arrays.push_back(to_numpy(std::move(array)));
+    py::list arrays;
+    for (Array & array : outcome.arrays) arrays.append(to_python(std::move(array)));
     return {outcome.status, outcome.detail, std::move(arrays)};
 }
 
@@ -81,18 +95,21 @@ void register_tapper(py::module_ & m) {
         .def(
             "tap",
             [](Tapper & self, std::shared_ptr<Plan> plan, int64_t n_tokens, int64_t n_outputs,
-               std::vector<int32_t> token_rows, std::vector<int32_t> output_rows, bool stop_early) {
-                self.tap(std::move(plan),
-                         {n_tokens, n_outputs, std::move(token_rows), std::move(output_rows), stop_early});
+               std::vector<int32_t> token_rows, std::vector<int32_t> output_rows, bool stop_early,
+               Compression compression, size_t scale_block) {
+                self.tap(std::move(plan), {n_tokens, n_outputs, std::move(token_rows), std::move(output_rows),
+                                           stop_early, compression, scale_block});
             },
             py::arg("plan"), py::arg("n_tokens"), py::arg("n_outputs"), py::arg("token_rows"),
-            py::arg("output_rows"), py::arg("stop_early"),
+            py::arg("output_rows"), py::arg("stop_early"), py::arg("compression") = Compression::none,
+            py::arg("scale_block") = 0,
             "Read the plan's nodes in the next decode: the rows named as indices into the batch, and the same rows "
             "as indices among its outputs (empty where some is no output).")
         .def("listed", &Tapper::listed, "The graph recorded since list().")
         .def("finish", &finish,
-             "After tap() and the decode: status, what went wrong, and one array per tap: float32 (int32, int64 "
-             "for integer nodes), rows first, then the node's other dimensions, outermost first.");
+             "After tap() and the decode: status, what went wrong, and per tap (array, scales or None, saturated). The "
+             "array is float32 (int32, int64 for integer nodes; float16, int8 by compression), rows first, then the "
+             "node's other dimensions, outermost first.");
 
     m.def(
         "eval_callback", [] { return reinterpret_cast<uintptr_t>(&Tapper::on_eval); },

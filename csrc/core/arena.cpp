@@ -27,6 +27,7 @@ Slot Arena::allocate(ggml_backend_buffer_type_t type, const ggml_tensor * t, siz
         blocks_.emplace_back();
         block = blocks_.end() - 1;
         block->buffer.reset(buffer);
+        ggml_backend_buffer_set_usage(buffer, GGML_BACKEND_BUFFER_USAGE_COMPUTE); // what it is used for
     }
     Slot slot;
     slot.buffer = block->buffer.get();

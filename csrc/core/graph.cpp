@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "ggml-backend.h"
+
 namespace loom {
 
 int Graph::find(const std::string & name, int occurrence) const {
@@ -39,6 +41,8 @@ void GraphRecorder::add(const ggml_tensor * t) {
     for (int d = 0; d < GGML_MAX_DIMS; d++) node.ne[static_cast<size_t>(d)] = t->ne[d];
     node.computed = (t->flags & GGML_TENSOR_FLAG_COMPUTE) != 0;
     node.view = t->view_src != nullptr;
+    const ggml_backend_buffer_t buffer = node.view ? t->view_src->buffer : t->buffer;
+    node.host = buffer == nullptr || ggml_backend_buffer_is_host(buffer);
     node.root = ordinal;
     if (node.view) {
         // ggml keeps view chains flat, but does not promise it: walk to the tensor that owns the memory. One that

@@ -5,7 +5,12 @@
 namespace loom {
 
 size_t value_size(Value value) {
-    return value == Value::i64 ? 8 : 4;
+    switch (value) {
+    case Value::i8: return 1;
+    case Value::f16: return 2;
+    case Value::i64: return 8;
+    default: return 4;
+    }
 }
 
 bool readable(ggml_type type, Value * value) {
@@ -28,6 +33,18 @@ int64_t row_elements(const ggml_tensor * t, int axis) {
     for (int d = 0; d < GGML_MAX_DIMS; d++)
         if (d != axis) n *= t->ne[d];
     return n;
+}
+
+bool dense_float_rows(const ggml_tensor * t, int axis) {
+    if (t->type != GGML_TYPE_F32 || axis < 1) return false;
+    size_t stride = sizeof(float);
+    for (int d = 0; d < axis; d++) {
+        if (t->ne[d] != 1 && t->nb[d] != stride) return false;
+        stride *= static_cast<size_t>(t->ne[d]);
+    }
+    for (int d = axis + 1; d < GGML_MAX_DIMS; d++)
+        if (t->ne[d] != 1) return false;
+    return true;
 }
 
 // One run of n values whose elements are `stride` bytes apart.

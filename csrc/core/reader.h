@@ -11,7 +11,7 @@ namespace loom {
 
 // What a node's values become outside: every floating and quantized type is widened to float32, integers to int32
 // (int64 stays).
-enum class Value : uint8_t { f32, i32, i64 };
+enum class Value : uint8_t { f32, i32, i64, f16, i8 }; // the last two by compression only
 
 size_t value_size(Value value); // in bytes
 
@@ -20,6 +20,9 @@ bool readable(ggml_type type, Value * value);
 
 // Number of elements of one row: all dimensions but `axis` (-1: all dimensions).
 int64_t row_elements(const ggml_tensor * t, int axis);
+
+// Whether the values of each row along `axis` lie one behind the other as floats, so that they need not be copied.
+bool dense_float_rows(const ggml_tensor * t, int axis);
 
 // Copies rows out of `t`. `data` is the memory of t (t->data, or a host copy of the ggml_nbytes(t) bytes there).
 // With axis >= 0, row j of the result is entry rows[j] along that dimension; the other dimensions follow in numpy's

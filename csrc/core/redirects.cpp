@@ -28,7 +28,6 @@ void Redirects::begin(size_t expect) {
 void Redirects::enter(ggml_tensor * first) {
     if (graph_id_ != 0 && stamp_of(first) == graph_id_) return; // the cached graph again
     by_ordinal_.clear();
-    n_active_ = 0;
     arena_.recycle(); // the graph that held addresses in it is gone
     graph_id_ = next_graph_id();
     std::memcpy(first->padding, &graph_id_, sizeof(graph_id_));
@@ -46,6 +45,7 @@ bool Redirects::visit(size_t ordinal, ggml_tensor * t, bool wanted) {
         return false;
     }
     if (active(ordinal)) {
+        if (by_ordinal_[ordinal].tensor != t) return false; // not the graph that was listed
         if (wanted) return true;
         put_back(by_ordinal_[ordinal], t);
         return false;
@@ -61,11 +61,11 @@ bool Redirects::activate(size_t ordinal, ggml_tensor * t) {
         redirect.slot = arena_.allocate(ggml_backend_buffer_get_type(t->buffer), t, expect_);
         if (redirect.slot.buffer == nullptr) return false;
     }
+    redirect.tensor = t;
     redirect.data = t->data;
     redirect.buffer = t->buffer;
     redirect.flags = t->flags;
     redirect.active = true;
-    n_active_++;
     t->data = redirect.slot.data;
     t->buffer = redirect.slot.buffer;
     t->flags |= GGML_TENSOR_FLAG_OUTPUT; // no backend fuses an output away
@@ -77,7 +77,6 @@ void Redirects::put_back(Redirect & redirect, ggml_tensor * t) {
     t->buffer = redirect.buffer;
     t->flags = redirect.flags;
     redirect.active = false;
-    n_active_--;
 }
 
 } // namespace loom

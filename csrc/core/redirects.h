@@ -25,14 +25,16 @@ public:
     // Whether this node of the cached graph computes into our memory.
     bool active(size_t ordinal) const { return ordinal < by_ordinal_.size() && by_ordinal_[ordinal].active; }
 
-    // Whether visit() must be called in this decode even if nothing is wanted.
-    bool any_active() const { return n_active_ > 0; }
+    // Whether visit() must be called for every node although nothing is wanted: some node of the cached graph, or a
+    // view of it, may still have our address.
+    bool in_use() const { return !by_ordinal_.empty(); }
 
     // The memory behind all redirects, in bytes.
     size_t size() const { return arena_.size(); }
 
 private:
     struct Redirect {
+        const ggml_tensor * tensor = nullptr;
         Slot slot;
         void * data = nullptr; // what the node had
         ggml_backend_buffer_t buffer = nullptr;
@@ -47,7 +49,6 @@ private:
     Arena arena_;
     std::vector<Redirect> by_ordinal_; // of the cached graph
     uint64_t graph_id_ = 0;            // stamped on the cached graph's first node
-    size_t n_active_ = 0;
     size_t expect_ = 0;
 };
 

@@ -10,13 +10,19 @@
 
 namespace loom {
 
-// Nodes whose memory a later node writes into: what they computed is gone when the decode is over.
-static std::vector<bool> overwritten(const Graph & graph) {
+// Nodes that cannot be left in place until the decode is over.
+// - A later node writes into their memory: what they computed is gone by then.
+// - They have views, and the graph runs on more than the host: a view may be an input of a later split, which the
+//   scheduler copies before it asks about the view, when that still has the old address.
+static std::vector<bool> not_to_be_left(const Graph & graph) {
     std::vector<bool> result(graph.nodes.size(), false);
+    const bool all_host =
+        std::all_of(graph.nodes.begin(), graph.nodes.end(), [](const Node & node) { return node.host; });
     for (const Node & node : graph.nodes) {
+        if (!node.view || node.root < 0) continue;
         const bool looks_only = node.op == GGML_OP_VIEW || node.op == GGML_OP_RESHAPE || node.op == GGML_OP_PERMUTE ||
                                 node.op == GGML_OP_TRANSPOSE;
-        if (node.view && !looks_only && node.root >= 0) result[static_cast<size_t>(node.root)] = true;
+        if (!looks_only || !all_host) result[static_cast<size_t>(node.root)] = true;
     }
     return result;
 }
@@ -24,7 +30,7 @@ static std::vector<bool> overwritten(const Graph & graph) {
 Plan::Plan(const Graph & graph, std::vector<Tap> taps) : roots_(graph.nodes.size(), false) {
     ops_.reserve(graph.nodes.size());
     for (const Node & node : graph.nodes) ops_.push_back(node.op);
-    const std::vector<bool> lost = overwritten(graph);
+    const std::vector<bool> lost = not_to_be_left(graph);
 
     for (const Tap & tap : taps) {
         if (tap.ordinal < 0 || static_cast<size_t>(tap.ordinal) >= graph.nodes.size())
@@ -112,7 +118,7 @@ Outcome Tapper::finish() {
     if (outcome_.status == Status::ok) {
         try {
             const std::vector<const void *> addresses = download_.fetch(left_);
-            for (size_t i = 0; i < left_.size(); i++)
+            for (size_t i = 0; i < left_.size() && outcome_.status == Status::ok; i++)
                 if (left_[i] != nullptr) read(left_[i], addresses[i], i);
         } catch (const std::bad_alloc &) {
             fail(Status::out_of_memory, "");
@@ -141,7 +147,8 @@ bool Tapper::on_eval(ggml_tensor * t, bool ask, void * user_data) {
             // Whatever this decode is for, nodes of a cached graph that are no longer wanted get their memory back.
             if (self.mode_ == Mode::tap) return self.ask_tap(t);
             const size_t ordinal = self.cursor_++;
-            if (self.redirects_.any_active()) self.redirects_.visit(ordinal, t, false);
+            // (Not when skipping: then only the first node of each split is seen, and nothing is computed anyway.)
+            if (self.mode_ != Mode::skip && self.redirects_.in_use()) self.redirects_.visit(ordinal, t, false);
             if (self.mode_ == Mode::list) self.recorder_.add(t);
             // The scheduler asks anew for every split: skipping is yes to its first node, then no to going on.
             return self.mode_ == Mode::skip;
@@ -157,7 +164,7 @@ bool Tapper::on_eval(ggml_tensor * t, bool ask, void * user_data) {
 }
 
 bool Tapper::redirect(size_t ordinal, ggml_tensor * t) {
-    if (!leave_ && !redirects_.any_active()) return false;
+    if (!leave_ && !redirects_.in_use()) return false;
     bool wanted = leave_ && plan_->roots_[ordinal] && t->view_src == nullptr && t->buffer != nullptr;
     // Buffers whose tensors carry more than an address (a matrix split over several GPUs) are left alone.
     wanted = wanted && t->extra == nullptr && ggml_nelements(t) > 0 &&
@@ -251,11 +258,39 @@ void Tapper::read(const ggml_tensor * t, const void * data, size_t index) {
     const Plan::Wanted & wanted = plan_->taps_[index];
     Array array;
     if (!prepare(t, wanted, &array)) return;
+    const bool compressed =
+        pass_.compression != Compression::none && wanted.tap.kind != RowKind::whole && array.value == Value::f32;
+    if (compressed) array.value = pass_.compression == Compression::int8 ? Value::i8 : Value::f16;
     size_t bytes = value_size(array.value);
     for (const int64_t n : array.shape) bytes *= static_cast<size_t>(n);
     array.data.reset(new char[bytes]);
-    if (bytes > 0) read_rows(t, data, wanted.tap.axis, rows_of(wanted.tap), array.value, array.data.get());
+    if (compressed)
+        compress(t, data, wanted.tap, &array);
+    else if (bytes > 0)
+        read_rows(t, data, wanted.tap.axis, rows_of(wanted.tap), array.value, array.data.get());
     outcome_.arrays[index] = std::move(array);
+}
+
+void Tapper::compress(const ggml_tensor * t, const void * data, const Tap & tap, Array * array) {
+    const std::vector<int32_t> & rows = rows_of(tap);
+    const auto n = static_cast<size_t>(row_elements(t, tap.axis));
+    const size_t blocks = n_blocks(n, pass_.scale_block);
+    const bool dense = dense_float_rows(t, tap.axis);
+    if (!dense) row_.resize(n);
+    if (array->value == Value::i8) array->scales.resize(rows.size() * blocks);
+    for (size_t j = 0; j < rows.size(); j++) {
+        const float * from = row_.data();
+        if (dense)
+            from = reinterpret_cast<const float *>(static_cast<const char *>(data) +
+                                                   static_cast<size_t>(rows[j]) * t->nb[tap.axis]);
+        else
+            read_rows(t, data, tap.axis, {rows[j]}, Value::f32, row_.data());
+        if (array->value == Value::i8)
+            to_int8(from, n, pass_.scale_block, reinterpret_cast<int8_t *>(array->data.get()) + j * n,
+                    array->scales.data() + j * blocks);
+        else
+            array->saturated += to_float16(from, n, reinterpret_cast<uint16_t *>(array->data.get()) + j * n);
+    }
 }
 
 } // namespace loom

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "core/compress.h"
 #include "core/download.h"
 #include "core/graph.h"
 #include "core/reader.h"
@@ -69,6 +70,9 @@ struct Pass {
     // Compute nothing after the last tap: the decode's logits are then garbage, and a second graph of the same batch
     // goes unnoticed.
     bool stop_early = false;
+    // How rows of floats are delivered; integers and nodes without rows come as they are.
+    Compression compression = Compression::none;
+    size_t scale_block = 0; // int8: values per scale, 0 for a row each
 };
 
 // Numbers read from one node: rows first, then the node's other dimensions, outermost first.
@@ -76,6 +80,8 @@ struct Array {
     std::vector<int64_t> shape;
     Value value = Value::f32;
     std::unique_ptr<char[]> data;
+    std::vector<float> scales; // int8: by row, then by block
+    size_t saturated = 0;      // float16: values that were beyond its range
 };
 
 enum class Status : uint8_t {
@@ -99,7 +105,7 @@ public:
     void list();                                           // record the next decode's graph
     void skip();                                           // let the next decode compute next to nothing
     void tap(std::shared_ptr<const Plan> plan, Pass pass); // read these nodes in the next decode
-    Outcome finish();                                      // after tap() and the decode: disarms
+    Outcome finish();                                      // after tap() and the decode, before the next: disarms
     Graph listed();                                        // after list(): disarms
     void off();
 
@@ -118,6 +124,7 @@ private:
     bool prepare(const ggml_tensor * t, const Plan::Wanted & wanted, Array * array);
     const std::vector<int32_t> & rows_of(const Tap & tap) const;
     void read(const ggml_tensor * t, const void * data, size_t index);
+    void compress(const ggml_tensor * t, const void * data, const Tap & tap, Array * array);
     void fail(Status status, std::string detail);
 
     const InPlace in_place_;
@@ -133,6 +140,7 @@ private:
     std::vector<const ggml_tensor *> left_; // by tap: the node left in place, or null
     Redirects redirects_;
     Download download_;
+    std::vector<float> row_; // one row on its way to its compressed form
 };
 
 } // namespace loom

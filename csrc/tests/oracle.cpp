@@ -73,6 +73,7 @@ std::vector<char> expected_rows(const ggml_tensor * t, const void * data, int ax
                         case Value::f32: append(bytes, x.f); break;
                         case Value::i32: append(bytes, static_cast<int32_t>(x.i)); break;
                         case Value::i64: append(bytes, x.i); break;
+                        default: throw std::logic_error("not a type that is read to");
                         }
                     }
                 }

@@ -36,7 +36,8 @@ TEST_CASE("rows are those asked for, in the order asked for") {
          {std::vector<int32_t>{}, {5}, {0, 2, 4}, {4, 1, 0}, {3, 3, 3, 3, 3, 3, 3}}) {
         const Pass pass{6, 6, rows, rows, false};
         tapper.tap(plan, pass);
-        engine.run(model, model.build(batch), 1);
+        const TinyGraph built = model.build(batch);
+        engine.run(model, built, 1);
         check_outcome(tapper.finish(), reference, taps, pass);
     }
 }
@@ -50,7 +51,8 @@ TEST_CASE("a batch without outputs gives empty rows of the right shape") {
     Engine engine(&tapper);
     const Batch batch{4, 0, 16};
     tapper.tap(plan, {4, 0, {}, {}, false});
-    engine.run(model, model.build(batch), 1);
+    const TinyGraph built = model.build(batch);
+    engine.run(model, built, 1);
     const Outcome outcome = tapper.finish();
     CHECK(outcome.status == Status::ok);
     REQUIRE(outcome.arrays.size() == 1);
@@ -156,7 +158,8 @@ TEST_CASE("taps in several splits") {
     Tapper tapper;
     Engine engine(&tapper, 2);
     tapper.tap(plan, all_outputs({}));
-    engine.run(model, model.build({}), 2);
+    const TinyGraph graph = model.build({});
+    engine.run(model, graph, 2);
     REQUIRE(engine.n_splits() == 2);
     check_outcome(tapper.finish(), Reference(model, {}, 2), taps, all_outputs({}));
 }

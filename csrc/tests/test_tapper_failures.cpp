@@ -59,6 +59,13 @@ void check_failed(const Outcome & outcome, Status status, const std::string & de
     CHECK(outcome.arrays.empty());
 }
 
+// On the host, and too small for anything.
+ggml_backend_buffer_t some_buffer() {
+    alignas(64) static char memory[64];
+    static const ggml_backend_buffer_ptr buffer(ggml_backend_cpu_buffer_from_ptr(memory, sizeof(memory)));
+    return buffer.get();
+}
+
 // A tensor that no scheduler has seen, for what real graphs of a test's size cannot show.
 ggml_tensor fake(const Graph & graph, size_t ordinal) {
     ggml_tensor t{};
@@ -66,6 +73,7 @@ ggml_tensor fake(const Graph & graph, size_t ordinal) {
     t.op = node.op;
     t.type = node.type;
     t.flags = GGML_TENSOR_FLAG_COMPUTE;
+    t.buffer = some_buffer();
     for (size_t d = 0; d < GGML_MAX_DIMS; d++) t.ne[d] = node.ne[d];
     ggml_set_name(&t, node.key.name.c_str());
     return t;
@@ -181,7 +189,8 @@ TEST_CASE("after a failure the tapper works again") {
     CHECK(f.run(wrong).status == Status::wrong_rows);
     Engine engine(&f.tapper);
     f.tapper.tap(f.plan, all_outputs({}));
-    engine.run(f.model, f.model.build({}), 6);
+    const TinyGraph graph = f.model.build({});
+    engine.run(f.model, graph, 6);
     check_outcome(f.tapper.finish(), Reference(f.model, {}, 6), f.taps, all_outputs({}));
 }
 
@@ -213,7 +222,9 @@ TEST_CASE("a type that became unreadable") {
 
 TEST_CASE("a quantized tensor whose blocks do not lie along dimension 0") {
     const ggml_context_ptr ctx(ggml_init({1 << 16, nullptr, false}));
-    ggml_tensor * t = ggml_transpose(ctx.get(), ggml_new_tensor_2d(ctx.get(), GGML_TYPE_Q8_0, 64, 32));
+    ggml_tensor * source = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_Q8_0, 64, 32);
+    source->buffer = some_buffer();
+    ggml_tensor * t = ggml_transpose(ctx.get(), source);
     ggml_set_name(t, "turned");
     t->flags |= GGML_TENSOR_FLAG_COMPUTE;
     GraphRecorder recorder;

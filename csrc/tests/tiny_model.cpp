@@ -142,7 +142,7 @@ Engine::Engine(ggml_backend_sched_eval_callback callback, void * user_data, int 
         ggml_backend_cpu_set_n_threads(backends_.back().get(), 1);
         raw.push_back(backends_.back().get());
     }
-    sched_.reset(ggml_backend_sched_new(raw.data(), bufts, n_backends, GGML_DEFAULT_GRAPH_SIZE, false, false));
+    sched_.reset(ggml_backend_sched_new(raw.data(), bufts, n_backends, 256, false, false));
     if (callback != nullptr) ggml_backend_sched_set_eval_callback(sched_.get(), callback, user_data);
 }
 
@@ -173,6 +173,12 @@ void Engine::prepare(ggml_cgraph * gf) {
         ggml_backend_sched_set_tensor_backend(sched_.get(), ggml_graph_node(gf, i),
                                               backends_[i < n_nodes / 2 ? 0 : 1].get());
     if (!ggml_backend_sched_alloc_graph(sched_.get(), gf)) throw std::bad_alloc();
+}
+
+void Engine::run(const TinyModel & model, const TinyGraph & graph, int seed) {
+    model.clear_cache();
+    prepare(graph.gf);
+    compute(graph, seed);
 }
 
 Graph record(const ggml_cgraph * gf) {

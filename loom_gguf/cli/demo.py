@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     states_path, picture_path = check_target(folder / STATES), folder / PICTURE
 
     out = console()
-    with Model("demo") as model:
+    with Model("demo", n_threads=1) as model:  # so small that a second thread would only be waited for
         print(f"The built-in model ({model.arch}, {model.n_layer} layers, n_embd {model.n_embd}) writes:\n")
         sys.stdout.write(PROMPT)
         recording = Recording()

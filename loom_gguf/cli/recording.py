@@ -23,12 +23,16 @@ class Recording:
         """Take note of a step. Raises CaptureUnsupportedError at the first step that does not fit those before."""
         from ..states import States
 
-        self.text += step.text
         for part in (step.prompt_states, step.states):
             if part is not None:
-                if self._parts and not _fit(self._parts[0], part):
-                    States.concatenate([self._parts[0], part])  # raises, and says why
+                if self._parts and not _alike(self._parts[-1], part):
+                    States.concatenate([self._parts[-1], part])  # raises where they do not fit, and says why
                 self._parts.append(part)
+        self.text += step.text
+
+    def read(self, states: States) -> None:
+        """Take note of the rows of a text that was only read."""
+        self._parts.append(states)
 
     def play(self, step: Step) -> None:
         """Take note of a step and write its text; in this order, so that all text that was seen has its rows."""
@@ -64,9 +68,9 @@ class Recording:
         }
 
 
-def _fit(first: States, part: States) -> bool:
-    """Whether the rows of both can stand in one array, node by node."""
-    a, b = first.values_by_key, part.values_by_key
+def _alike(last: States, part: States) -> bool:
+    """Whether the rows of both are of the same nodes and shapes; then they fit into one array without a question."""
+    a, b = last.values_by_key, part.values_by_key
     return a.keys() == b.keys() and all(
         value.row_axis is not None and value.array.shape[1:] == a[key].array.shape[1:] for key, value in b.items()
     )

@@ -6,12 +6,13 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ..errors import LoomError, PromptError
+from ..errors import CaptureError, LoomError, PromptError
 from .output import console, info, size_text
 from .recording import Recording
 
 if TYPE_CHECKING:
     from ..capture import Capture
+    from ..model import Model
     from ..states import States
 
 _MAX_SEED = 2**32 - 2
@@ -98,7 +99,7 @@ def add_loading_options(group: Any) -> None:
     )  # fmt: skip
 
 
-def load(args: argparse.Namespace) -> Any:
+def load(args: argparse.Namespace) -> Model:
     """The model that the options ask for."""
     from ..model import Model
 
@@ -123,18 +124,21 @@ def run(args: argparse.Namespace) -> int:
     ended: BaseException | None = None
     with load(args) as model:
         sampling = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "min_p", "seed")}
-        steps = model.generate(
-            prompt,
-            capture=capture,
-            prompt_states=capture is not None and not args.no_prompt_rows,
-            max_tokens=args.max_tokens,
-            stop=args.stop,
-            **sampling,
-        )
         try:
-            for step in steps:
-                recording.play(step)
-            recording.end_line()
+            if model._context.encoder:
+                _read(model, prompt, capture, args, recording)
+            else:
+                steps = model.generate(
+                    prompt,
+                    capture=capture,
+                    prompt_states=capture is not None and not args.no_prompt_rows,
+                    max_tokens=args.max_tokens,
+                    stop=args.stop,
+                    **sampling,
+                )
+                for step in steps:
+                    recording.play(step)
+                recording.end_line()
         except (KeyboardInterrupt, BrokenPipeError, LoomError) as error:
             ended = error
         states = recording.states
@@ -147,6 +151,17 @@ def run(args: argparse.Namespace) -> int:
     if ended is not None:
         raise ended
     return 0
+
+
+def _read(model: Model, prompt: str, capture: Capture | None, args: argparse.Namespace, recording: Recording) -> None:
+    """Rows of a text from a model that cannot go on with it."""
+    if capture is None or args.no_prompt_rows:
+        raise CaptureError(
+            f"{args.model} ({model.arch}) reads whole texts and generates nothing, so there is only the prompt to "
+            f"capture: say what, e.g. --layers all, or give --out FILE, without --no-prompt-rows"
+        )
+    recording.read(model.forward(prompt, capture))
+    info(f"{model.arch} reads whole texts and generates nothing: these are the rows of the prompt")
 
 
 def _capture(args: argparse.Namespace) -> Capture | None:

@@ -70,7 +70,7 @@ def _lines(file: GGUFFile, name: str, *, tensors: bool) -> Iterator[str]:
     if file.metadata.get("split.count", 0) > 1:
         number = file.metadata.get("split.no", 0) + 1
         rows["part"] = f"{number} of {file.metadata['split.count']}; sizes and parameters are of this part alone"
-    if level == "all" and tokenizer:
+    if level in ("all", "prompt") and tokenizer:
         rows["for example"] = f"loom-gguf run {name} 'Your prompt' --out states.safetensors"
     for label, value in rows.items():
         if value is not None:
