@@ -6,8 +6,7 @@ The rules for values that do not fit (beyond float16's range, NaN, infinities) s
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +22,7 @@ Kind = Literal["float16", "int8"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
 
-@dataclass(frozen=True)
-class CompressedRows:
+class CompressedRows(NamedTuple):
     """Rows of one node."""
 
     data: Array  # float16 or int8, rows first; as captured where the node has no rows or holds integers

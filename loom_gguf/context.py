@@ -169,16 +169,17 @@ class Context:
         compression: Kind | None,
         scale_block: int,
     ) -> tuple[_core.Status, str, list[tuple[Array, Array | None, int, int]]]:
-        # Among the outputs, a token's row is the number of outputs before it.
-        is_output = batch.outputs[keep]
-        output_rows: Any = (np.cumsum(batch.outputs) - 1)[keep] if is_output.all() else []
+        output_rows: list[int] = []
+        if selection.per_output and batch.outputs[keep].all():
+            # Among the outputs, a token's row is the number of outputs before it.
+            output_rows = (np.cumsum(batch.outputs) - 1)[keep].tolist()
         kind = _core.Compression.NONE if compression is None else _core.Compression[compression.upper()]
         self.tapper.tap(
             selection.plan,
             len(batch.tokens),
             int(batch.outputs.sum()),
-            list(keep),
-            list(output_rows),
+            keep.tolist(),
+            output_rows,
             stop_early,
             kind,
             scale_block,

@@ -343,9 +343,10 @@ class Model:
                     if capture:
                         kept = np.arange(len(read)) if prompt_states and index == 0 else np.array([len(read) - 1])
                         rows = ctx.decode_capturing(batch, capture, kept)
-                        step_states = rows.take(np.array([len(kept) - 1])).states(single=True)
                         if len(kept) > 1:
                             before.append(rows.take(np.arange(len(kept) - 1)).states())
+                            rows = rows.take(np.array([len(kept) - 1]))
+                        step_states = rows.states(single=True)
                     else:
                         ctx.decode(batch)
                     choice = sampler.sample(ctx.handle, len(read) - 1)

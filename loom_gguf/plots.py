@@ -106,8 +106,8 @@ def _steps(labels: list[str], n_layer: int) -> list[str]:
 
 def visible(text: str, *, space: str = "␣", has_glyph: Callable[[str], bool] = lambda char: True) -> str:
     """A token's text as a short label: spaces, line ends and what has no glyph are made visible."""
-    known = {" ": space, "\n": "↵", "\t": "⇥"}
-    chars = [known.get(char) or (char if _printable(char) and has_glyph(char) else _escaped(char)) for char in text]
+    marks = {" ": space, "\n": "↵", "\t": "⇥"}
+    chars = [marks.get(char) or (char if _printable(char) and has_glyph(char) else ascii(char)[1:-1]) for char in text]
     label, shown = "", 0
     for char in chars:
         if len(label) + len(char) > _LABEL_LENGTH - (shown + 1 < len(chars)):
@@ -119,10 +119,6 @@ def visible(text: str, *, space: str = "␣", has_glyph: Callable[[str], bool] =
 def _printable(char: str) -> bool:
     # Not str.isprintable alone: a mark that combines would sit on the label's neighbour.
     return char.isprintable() and not (unicodedata.combining(char) or unicodedata.category(char) == "Me")
-
-
-def _escaped(char: str) -> str:
-    return char.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
 def _token_labels(states: States, texts: Sequence[str] | None, **how: Any) -> list[str]:
@@ -236,7 +232,7 @@ class _TerminalMap:
         """The panels, each as wide as fits."""
         colour = console.color_system in ("256", "truecolor", "windows") and options.encoding.startswith("utf")
         width = max(options.max_width if self._width is None else min(self._width, options.max_width), 12)
-        yield _line(self._map.title, style="bold")
+        yield Text(self._map.title, style="bold")
         yield self._legend(colour)
         margin = max(map(len, self._map.labels)) + 1
         shades = self._map.shade()
@@ -263,7 +259,7 @@ class _TerminalMap:
 
     def _legend(self, colour: bool) -> Text:
         picture = self._map
-        line = _line(f"{picture.scale}: {picture.low:.3g} ")
+        line = Text(f"{picture.scale}: {picture.low:.3g} ")
         for step in range(10):
             line.append("  " if colour else str(step), style=f"on {_VIRIDIS[step]}" if colour else "")
         line.append(f" {picture.high:.3g}" + (" and more" if picture.beyond else ""))
@@ -274,8 +270,8 @@ class _TerminalMap:
         return line
 
 
-def _line(text: str, style: str = "") -> Text:
-    return Text(text, style=style, no_wrap=True, overflow="crop")
+def _line(text: str) -> Text:
+    return Text(text, no_wrap=True, overflow="crop")
 
 
 def _filled(cells: list[tuple[int, str]], room: int) -> list[list[tuple[int, str]]]:

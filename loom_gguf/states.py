@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +16,7 @@ from .errors import CaptureUnsupportedError, NotCapturedError, StatesError
 Array = npt.NDArray[Any]
 
 
-@dataclass(frozen=True)
-class NodeValues:
+class NodeValues(NamedTuple):  # made for every node of every step: a frozen dataclass costs five times as much
     """What was captured of one node."""
 
     array: Array  # rows first; for a node without rows the tensor as it is
@@ -195,7 +194,7 @@ class States(Mapping[str, Array]):
 
     def with_numbers(self, arrays: Mapping[str, Array]) -> States:
         """The same nodes, tokens and positions, with other numbers."""
-        values = {key: replace(value, array=arrays[key]) for key, value in self._values.items()}
+        values = {key: value._replace(array=arrays[key]) for key, value in self._values.items()}
         return States(values, self._roles, self.tokens, self.positions, sequence=self.sequence, single=self._single)
 
     @classmethod
@@ -226,7 +225,7 @@ class States(Mapping[str, Array]):
             arrays = [part._values[key].array for part in parts]
             if value.cell_axis is not None:
                 arrays = _same_length(arrays, value.cell_axis)
-            values[key] = replace(value, array=np.concatenate(arrays))
+            values[key] = value._replace(array=np.concatenate(arrays))
         return cls(
             values,
             first._roles,

@@ -156,15 +156,16 @@ def memory(weights: Weights, setting: Setting) -> list[str]:
             subject.forget(0)
             _forget_highest()
             before = _resident("VmRSS")
-            captured = subject.context.decode_capturing(batch, capture, np.arange(n_tokens))
+            captured = subject.context.decode_capturing(batch, capture, np.arange(n_tokens)).states()
             highest = _resident("VmHWM")
-            n_float32 = 4 * sum(array.size for array in captured.arrays)
-            held = subject.context.tapper.arena_size + sum(array.nbytes for array in captured.arrays)
+            arrays = [values.array for values in captured.values_by_key.values()]
+            n_float32 = 4 * sum(array.size for array in arrays)
+            held = subject.context.tapper.arena_size + sum(array.nbytes for array in arrays)
             limit = 2 * n_float32 + 16 * MIB
             grown = "" if before is None or highest is None else f"{(highest - before) / MIB:.2f}"
             verdict = f"<= {limit / MIB:.1f} {'met' if held <= limit else 'missed'}"
             rows.append([what, str(n_tokens), f"{n_float32 / MIB:.2f}", f"{held / MIB:.2f}", grown, verdict])
-            del captured
+            del captured, arrays
             subject.close()
     head = ["", "tokens", "rows as float32, MiB", "arena and arrays, MiB", "highest RSS, more by MiB", "aim"]
     return ["### Memory", table(head, rows)]

@@ -111,7 +111,7 @@ def captured(context: Context, vocabulary: int, capture: Capture) -> list[Decode
             context.decode(batch)
         else:
             got = context.decode_capturing(batch, wanted, np.arange(len(tokens) - n_rows, len(tokens)))
-            rows = {f"{n.name}#{n.occurrence}": a for n, a in zip(got.selection.nodes, got.arrays, strict=True)}
+            rows = {key: values.array for key, values in got.states().values_by_key.items()}
         done.append(Decoded(what, rows, logits(context.handle, np.flatnonzero(batch.outputs), vocabulary)))
     context.close_sequence(sequence)
     return done

@@ -252,7 +252,7 @@ def states(shared) -> States:
 
 def test_states_are_a_mapping(states):
     assert len(states) == 9 == len(list(states)) == len(dict(states.items()))
-    assert list(states)[0] == "embd"
+    assert next(iter(states)) == "embd"
     assert "l_out-1" in states
     assert "l_out-9" not in states
     assert 3 not in states
@@ -320,7 +320,7 @@ def test_tensors_have_the_graphs_own_shape(states):
 def test_a_node_without_rows_is_given_whole(states):
     assert states.tensors == ["cache_k_l1 (view)"]
     assert states.tensor("cache_k_l1 (view)").ndim == 3
-    with pytest.raises(NotCapturedError, match="no rows.*tensor"):
+    with pytest.raises(NotCapturedError, match=r"no rows.*tensor"):
         _ = states["cache_k_l1 (view)"]
 
 

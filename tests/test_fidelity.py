@@ -116,9 +116,7 @@ def test_rounded_weights_stay_near_those_they_were_made_of(name, limit, shared):
     """How near is a matter of the weights; that the order is F16, Q8_0, Q4_0 says that the file was read as it is."""
     tokens, model = torch_says("llama")["tokens"].tolist(), shared(name)
     states = model.forward(tokens, Capture.all_layers(final=True))
-    errors = [
-        relative_error(states.layer(il), block) for il, block in enumerate(torch_says("llama")["block_outputs"])
-    ]
+    errors = [relative_error(states.layer(il), block) for il, block in enumerate(torch_says("llama")["block_outputs"])]
     assert limit / 40 < max(errors) <= limit
 
 

@@ -238,7 +238,9 @@ def test_the_token_that_ends_a_generation_is_a_step(shared):
     model: Model = shared("llama")
     ended = 0
     for seed in range(60):
-        steps = list(model.generate(PROMPT, capture=HIDDEN, temperature=1.5, top_k=0, top_p=1, seed=seed, max_tokens=30))
+        steps = list(
+            model.generate(PROMPT, capture=HIDDEN, temperature=1.5, top_k=0, top_p=1, seed=seed, max_tokens=30)
+        )
         for step in steps[:-1]:
             assert step.token_id != EOS
             assert step.finish_reason is None
@@ -294,8 +296,7 @@ def test_eight_at_once_and_no_ninth():
         with pytest.raises(ContextFullError):
             model.forward(PROMPT, HIDDEN)
         for done, generator in zip(steps, running, strict=True):
-            done += generator
-            assert ids(done) == wanted
+            assert ids([*done, *generator]) == wanted
         assert ids(list(model.generate(PROMPT, max_tokens=6))) == wanted
 
 

@@ -173,9 +173,7 @@ def test_stopping_early_gives_the_rows_of_the_whole_pass(name, shared):
         for stop_early in (True, False):
             sequence = ctx.open_sequence()
             batch = Batch.of_one(np.array(PROMPT), 0, sequence)
-            rows.append(
-                ctx.decode_capturing(batch, capture, np.arange(len(PROMPT)), stop_early=stop_early).states()
-            )
+            rows.append(ctx.decode_capturing(batch, capture, np.arange(len(PROMPT)), stop_early=stop_early).states())
             ctx.close_sequence(sequence)
         assert list(rows[0]) == list(rows[1])
         assert all(np.array_equal(rows[0][key], rows[1][key]) for key in rows[0])

@@ -181,7 +181,7 @@ def test_the_scale_ends_above_block_0_which_turns_embeddings_furthest(tmp_path):
     values = {key: value.array for key, value in states.values_by_key.items()}
     values["l_out-1"][:] = values["l_out-0"] + 0.1  # block 1 does little
     values["result_norm"][:] = values["l_out-1"]
-    lines = drawn(terminal_heat_map(states, None)).splitlines()
+    lines = drawn(terminal_heat_map(states, None), width=90).splitlines()
     assert "and more" in lines[1]
     assert next(line for line in lines if line.startswith("    0 ")).split()[1:] == ["9"] * 5
     assert "9" in next(line for line in lines if line.startswith("    1 "))

@@ -73,9 +73,7 @@ def test_one_model_in_several_threads():
 
         def generate(i: int) -> None:
             for _ in range(5):
-                for step, alone in zip(
-                    model.generate(PROMPTS[i], capture=HIDDEN, max_tokens=6), steps[i], strict=True
-                ):
+                for step, alone in zip(model.generate(PROMPTS[i], capture=HIDDEN, max_tokens=6), steps[i], strict=True):
                     assert step.token_id == alone.token_id
                     assert near(step.states, alone.states)
 
@@ -106,7 +104,7 @@ def test_interleaved_generators_get_their_own_rows(n_ubatch, shared):
         assert [s.token_id for s in ours] == [s.token_id for s in wanted]
         for step, other in zip(ours, wanted, strict=True):
             assert (step.position, step.index, step.text) == (other.position, other.index, other.text)
-                # Attention weights have a column for every cell, those of other sequences too.
+            # Attention weights have a column for every cell, those of other sequences too.
             for key in (key for key in other.states if not key.startswith(("kq-", "kq_soft"))):
                 assert relative_error(step.states[key], other.states[key]) <= 1e-5, key
     assert near(steps[1][0].prompt_states, alone[1][0].prompt_states)
