@@ -9,6 +9,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from urllib.parse import unquote
 
 from llama_cpp.llama_grammar import DOT, PRIMITIVE_RULES, SchemaConverter
 
@@ -104,18 +105,15 @@ def schema_to_gbnf(schema: Mapping[str, Any] | str) -> str:
             raise GrammarError(f"json_schema is not JSON: {error}") from None
     else:
         try:
-            loaded = json.loads(json.dumps(schema))  # the converter writes into what it is given
+            loaded = json.loads(json.dumps(schema))
         except (TypeError, ValueError, RecursionError) as error:
             raise GrammarError(f"json_schema must be a dict or JSON text: {error}") from None
     if not isinstance(loaded, dict):
         raise GrammarError(f"json_schema must be a JSON object, not {loaded!r}")
+    if loaded.keys() <= _ANNOTATIONS:
+        loaded = {"type": "object"}
     try:
-        for reference in _references(loaded):
-            if not reference.startswith("#/"):
-                raise GrammarError(f'"$ref" may only point into the schema itself ("#/..."), not to {reference!r}')
-        converter = _Converter()
-        converter.visit(converter.resolve_refs(loaded, "schema"), "")
-        return str(converter.format_grammar())
+        return _Converter(loaded).gbnf()
     except GrammarError:
         raise
     except Exception as error:  # the converter raises what comes: KeyError, AssertionError, AttributeError, ...
@@ -134,6 +132,22 @@ def _references(node: Any) -> Iterator[str]:
             yield from _references(child)
 
 
+def _resolve(root: dict[str, Any], reference: str) -> Any:
+    """What a reference points to; only into the schema itself, never to the network."""
+    if reference != "#" and not reference.startswith("#/"):
+        raise GrammarError(f'"$ref" may only point into the schema itself ("#/..."), not to {reference!r}')
+    target: Any = root
+    for part in unquote(reference).split("/")[1:]:
+        key = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(target, list) and key.isdecimal() and int(key) < len(target):
+            target = target[int(key)]
+        elif isinstance(target, dict) and key in target:
+            target = target[key]
+        else:
+            raise GrammarError(f'"$ref" points to nothing: {reference!r}')
+    return target
+
+
 # Keywords that say nothing about the value.
 _ANNOTATIONS = {"$comment", "$schema", "default", "deprecated", "description", "examples", "title"}
 
@@ -148,9 +162,16 @@ _STRICT = {
 class _Converter(SchemaConverter):  # type: ignore[misc]
     """llama-cpp-python's converter, with what it gets wrong put right."""
 
-    def __init__(self) -> None:
+    def __init__(self, root: dict[str, Any]) -> None:
         super().__init__(prop_order={}, allow_fetch=False, dotall=False, raw_pattern=False)
-        self._names: dict[str, str] = {}
+        self._root = root
+        self._refs = {ref: _resolve(root, ref) for ref in _references(root)}
+        self._names: dict[str, str] = {}  # of references' rules
+
+    def gbnf(self) -> str:
+        # Under a name of its own: properties' rules then begin with it, and meet no other rule's name.
+        self._rules["root"] = self.visit(self._root, "schema")
+        return str(self.format_grammar())
 
     def visit(self, schema: Any, name: str) -> str:
         if schema is True:
@@ -158,9 +179,7 @@ class _Converter(SchemaConverter):  # type: ignore[misc]
         if not isinstance(schema, dict):
             raise ValueError(f"a schema is an object, not {schema!r}")
         if schema.keys() <= _ANNOTATIONS:
-            if name:
-                return str(self._add_primitive("value", PRIMITIVE_RULES["value"]))
-            schema = {}  # at the root: any object
+            return str(self._add_primitive("value", PRIMITIVE_RULES["value"]))
         if schema.get("items") == {}:  # would be taken for absent
             schema = {**schema, "items": True}
         types = schema.get("type")
@@ -179,6 +198,6 @@ class _Converter(SchemaConverter):  # type: ignore[misc]
     def _resolve_ref(self, ref: str) -> str:
         # By the whole reference: its last part alone may be another rule's name.
         if ref not in self._names:
-            self._names[ref] = f"schema-reference-{len(self._names)}"  # while it is being visited, for recursion
+            self._names[ref] = f"reference-{len(self._names)}"  # for recursion, while it is being visited
             self._names[ref] = self.visit(self._refs[ref], self._names[ref])
         return self._names[ref]

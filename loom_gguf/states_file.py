@@ -4,13 +4,13 @@ Both hold one array per node under the node's key, `tokens` and `positions` as i
 says what the arrays are:
 
     {"format": "loom_gguf.states", "version": 1, "loom_gguf": "0.1.0",
-     "nodes": {KEY: {"array": NAME, "row_axis": 0 or null, "occurrence": 0}, ...},
+     "nodes": {KEY: {"array": NAME, "row_axis": 0 or null, "occurrence": 0, "cell_axis": null}, ...},
      "roles": {"n_layer": 8, "layers": {"0": KEY, ...}, "embedding": KEY, "final": KEY},
      "sequence": 0, "single": false,
      "metadata": {what the caller gave: "model", "prompt", "text", "token_texts", ...}}
 
 NAME is KEY itself, except where that name is taken. An array's rows come first; with `row_axis` null it has none and
-is the whole tensor. The text stands in a .safetensors file's own metadata as "loom_gguf.states", and in an .npz file as
+is the whole tensor. `cell_axis` is the array's dimension that counts positions (attention weights have one). The text stands in a .safetensors file's own metadata as "loom_gguf.states", and in an .npz file as
 the array "__metadata__" (a str without dimensions).
 """
 
@@ -26,7 +26,6 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +43,7 @@ SUFFIXES = (".safetensors", ".npz")
 _JSON = "__metadata__"  # also what safetensors calls its own, so no array may have this name
 _TAKEN = ("tokens", "positions", _JSON)
 
-_ABOUT_NODES = tuple(field.name for field in fields(NodeValues) if field.name != "array")
+_ABOUT_NODES = ("row_axis", "occurrence", "cell_axis")  # fields of NodeValues
 
 StrPath = str | os.PathLike[str]
 
@@ -75,9 +74,7 @@ def load_states(path: StrPath) -> States:
         roles = header["roles"]
         return States(
             {
-                key: NodeValues(
-                    arrays[node["array"]], **{about: node[about] for about in _ABOUT_NODES if about in node}
-                )
+                key: NodeValues(arrays[node["array"]], **{about: node[about] for about in _ABOUT_NODES})
                 for key, node in header["nodes"].items()
             },
             Roles(
