@@ -221,7 +221,9 @@ def terminal_heat_map(
 
     width: columns to use at most, None for those of the terminal. Longer texts go on below.
     """
-    return _TerminalMap(_map(states, texts, measure, n_prompt), _token_labels(states, texts, space=" "), width)
+    picture = _map(states, texts, measure, n_prompt)
+    words = [f" {token}" for token in states.tokens] if texts is None else texts
+    return _TerminalMap(picture, _token_labels(states, words, space=" "), width)
 
 
 class _TerminalMap:

@@ -48,6 +48,9 @@ _PLAIN_ATTENTION = frozenset(
     }
 )
 
+# Architectures whose builders assert that rotary positions turn the whole head.
+_WHOLE_ROPE = frozenset({"qwen2", "qwen2moe", "qwen3", "qwen3moe"})
+
 
 def check(file: GGUFFile) -> None:
     """Raise TruncatedGGUFError or CorruptGGUFError where the file cannot be whole."""
@@ -110,8 +113,11 @@ def _heads(file: GGUFFile) -> Iterator[str]:
     largest = int(heads.max())
     key_length = file.hparam("attention.key_length", n_embd // largest)
     rope = file.hparam("rope.dimension_count")
-    if isinstance(key_length, int) and isinstance(rope, int) and rope > key_length:
-        yield f"rotary positions turn {rope} dimensions, but heads have {key_length}"
+    if isinstance(key_length, int) and isinstance(rope, int):
+        none = rope < 2 and file.arch in _PLAIN_ATTENTION
+        part = rope != key_length and file.arch in _WHOLE_ROPE
+        if rope > key_length or none or part:
+            yield f"rotary positions turn {rope} dimensions of heads that have {key_length}"
     for tensor in file.tensors:
         if not tensor.name.endswith(".attn_q.weight") or len(tensor.shape) != 2:
             continue

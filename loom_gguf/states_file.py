@@ -10,8 +10,9 @@ says what the arrays are:
      "metadata": {what the caller gave: "model", "prompt", "text", "token_texts", ...}}
 
 NAME is KEY itself, except where that name is taken. An array's rows come first; with `row_axis` null it has none and
-is the whole tensor. `cell_axis` is the array's dimension that counts positions (attention weights have one). The text stands in a .safetensors file's own metadata as "loom_gguf.states", and in an .npz file as
-the array "__metadata__" (a str without dimensions).
+is the whole tensor. `cell_axis` is the array's dimension that counts positions (attention weights have one). The text
+stands in a .safetensors file's own metadata as "loom_gguf.states", and in an .npz file as the array "__metadata__" (a
+str without dimensions).
 """
 
 from __future__ import annotations

@@ -146,7 +146,7 @@ def test_the_terminal_picture_fits(width, colour):
 
 def test_without_colour_there_are_digits_over_the_text():
     states = made(3, 2)
-    lines = drawn(terminal_heat_map(states, ["Once", " upon", " a"], n_prompt=2)).splitlines()
+    lines = drawn(terminal_heat_map(states, ["Once", " upon", " a"], n_prompt=2), width=90).splitlines()
     assert lines[0].startswith("How far each layer turns")
     assert "degrees" in lines[1]
     assert "0123456789" in lines[1]
