@@ -23,7 +23,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 define install
-	@echo "Installing loom_gguf in $(VENV). Unless pip has llama-cpp-python 0.3.36 in its cache, it compiles llama.cpp now:"
+	@echo "Installing loom_gguf in $(VENV). Unless pip has llama-cpp-python in its cache, it compiles llama.cpp now:"
 	@echo "about ten minutes on two cores, silent all the while, once."
 	$(BIN)/python -m pip install '.$(1)'
 	@touch $(2)

@@ -67,8 +67,8 @@ class Context:
         self._alone: set[int] = set()  # the sequence that never shared the cache with another one
         self._ctx: Any = _make_context(weights, params, self.n_ctx, params.n_ubatch, n_seq_max, self.tapper)
         self._memory = lib.llama_get_memory(self._ctx)
-        # No cache: an encoder, whose tokens all see each other. llama.cpp wants its whole text in one ubatch.
-        self.encoder = self._memory is None
+        # An encoder, whose tokens all see each other: its whole text must be one ubatch. Most have no cache either.
+        self.encoder = self._memory is None or not weights.causal
         if self.encoder and params.n_ubatch < self.n_ctx:
             lib.llama_free(self._ctx)
             self._ctx = _make_context(weights, params, self.n_ctx, self.n_ctx, n_seq_max, self.tapper)
@@ -147,7 +147,7 @@ class Context:
                 elif selection.per_output:
                     batch.outputs[keep] = True
                 # Padding goes before anything is compressed: it would set the scales.
-                cut = selection.per_cell and not self.encoder
+                cut = selection.per_cell and self._memory is not None
                 kind = None if cut else compression
                 status, detail, arrays = self._tapped(batch, selection, keep, stop_early, kind, scale_block)
                 if status is not _core.Status.GRAPH_CHANGED or not first_try:
@@ -194,7 +194,7 @@ class Context:
 
     def _need_cells_in_order(self, batch: Batch) -> None:
         """Cells are positions only while a sequence has the cache for itself: llama.cpp fills gaps that others left."""
-        if not self.encoder and any(int(s) not in self._alone for s in np.unique(batch.sequences)):
+        if self._memory is not None and any(int(s) not in self._alone for s in np.unique(batch.sequences)):
             raise CaptureUnsupportedError(
                 "attention weights can be told apart only while a sequence has the context for itself: finish or "
                 "close() other generations on this model before starting this one"
@@ -241,7 +241,7 @@ class Context:
         for n_tokens, n_outputs in _LISTED:
             listings.append((self._listed(_dummy(n_tokens, n_outputs)), n_tokens, n_outputs, 0))
             lib.llama_memory_clear(self._memory, False)
-        if not self.encoder:
+        if self._memory is not None:
             # Cells count as used once a batch has taken them, whether it was computed or not.
             start = 0
             while start < _KV_PAD:

@@ -16,10 +16,11 @@ from llama_cpp.llama_grammar import DOT, PRIMITIVE_RULES, SchemaConverter
 from ._native import complaints, forget_complaints, lib
 from .errors import GrammarError
 
-# llama.cpp's parser and its check for left recursion call themselves for every bracket and every rule, and the end of
-# the stack is the end of the process. A thread may have a sixteenth of the main thread's stack.
+# llama.cpp's parser calls itself for every bracket inside another, its check for left recursion for every rule that
+# begins with another (a bracket is one, too), and the end of the stack is the end of the process. A stack of 8 MiB
+# holds more than 10,000 brackets and 50,000 rules; some systems' threads have a sixteenth of that.
 _MAX_NESTING = 256
-_MAX_RULES = 4096
+_MAX_RULES = 10_000
 _NO_BRACKETS_HERE = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|#[^\n]*', re.DOTALL)
 
 _PARSE_ERROR = b"parse: error parsing grammar: "
@@ -42,13 +43,14 @@ def _checked(gbnf: str) -> bytes:
         raise GrammarError(f"grammar must be GBNF text with a rule named root, not {gbnf!r}")
     if "\0" in gbnf:
         raise GrammarError("the grammar holds a NUL character: write \\x00 instead")
-    if gbnf.count("::=") > _MAX_RULES:
-        raise GrammarError(f"the grammar has more than {_MAX_RULES:,} rules: simplify it")
+    bare = _NO_BRACKETS_HERE.sub("", gbnf)
     depth = 0
-    for bracket in re.findall("[()]", _NO_BRACKETS_HERE.sub("", gbnf)):
+    for bracket in re.findall("[()]", bare):
         depth += 1 if bracket == "(" else -1
         if depth > _MAX_NESTING:
             raise GrammarError(f"the grammar's brackets are nested more than {_MAX_NESTING} deep: use rules instead")
+    if bare.count("::=") + bare.count("(") > _MAX_RULES:
+        raise GrammarError(f"the grammar has more than {_MAX_RULES:,} rules and brackets: simplify it")
     try:
         return gbnf.encode()
     except UnicodeEncodeError as error:

@@ -87,6 +87,7 @@ class Model:
         self.path = resolve(model)
         self._weights = Weights(self.path, n_gpu_layers)
         self._closed = False
+        self._precision: Precision = precision
         try:
             self._context = Context(
                 self._weights,
@@ -123,6 +124,21 @@ class Model:
         """Tokens that fit into the context."""
         return self._context.n_ctx
 
+    @property
+    def precision(self) -> Precision:
+        """ "fast" or "exact", as it was opened."""
+        return self._precision
+
+    @property
+    def quantization(self) -> str:
+        """The type that holds most of the weights, e.g. "Q4_0"."""
+        return self._weights.file.quantization
+
+    @property
+    def encoder(self) -> bool:
+        """Whether it reads texts only (the BERT family), and cannot generate."""
+        return self._context.encoder
+
     def nodes(self) -> list[Node]:
         """The nodes of one forward pass over several tokens, in graph order."""
         self._need_open()
@@ -143,6 +159,14 @@ class Model:
         """The text of token ids; a beginning-of-sequence token that `tokenize` adds is left out."""
         self._need_open()
         return self._weights.vocab.detokenize(ids)
+
+    def token_text(self, token_id: int) -> str:
+        """One token for a person to read: a special one by its name, bytes of half a character as \\xe4.
+
+        Empty where the model has no tokenizer.
+        """
+        self._need_open()
+        return self._weights.vocab.label(token_id)
 
     # -- running ------------------------------------------------------------------------------------------------
 

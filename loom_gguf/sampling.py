@@ -153,9 +153,9 @@ class Sampler:
             lib.llama_sampler_accept(self._grammar, token_id)
         if self._sampling.logprobs is None:
             return Choice(token_id)
-        logprobs = log_softmax(logits)
         top = _most_probable(logits, self._sampling.logprobs)
-        return Choice(token_id, float(logprobs[token_id]), tuple((int(i), float(logprobs[i])) for i in top))
+        logprob, *top_logprobs = logprobs_of(logits, [token_id, *top])
+        return Choice(token_id, logprob, tuple(zip(top, top_logprobs, strict=True)))
 
     def _logits(self, ctx: Any, index: int) -> Array:
         """The model's own logits, float32 (n_vocab,); llama.cpp's memory, valid until the next decode."""
@@ -216,11 +216,14 @@ def _links(sampling: Sampling, n_vocab: int, last_n: int) -> list[Any]:
     return links
 
 
-def log_softmax(logits: Array) -> Array:
-    """Natural logarithms of the probabilities, float64."""
-    shifted = logits.astype(np.float64) - float(logits.max())
-    result: Array = shifted - math.log(np.exp(shifted).sum())
-    return result
+def logprobs_of(logits: Array, ids: Sequence[int]) -> list[float]:
+    """Natural logarithms of these tokens' probabilities, in float64."""
+    largest = float(logits.max())
+    shifted = logits.astype(np.float64)
+    shifted -= largest
+    wanted: list[float] = shifted[list(ids)].tolist()
+    log_sum = math.log(np.exp(shifted, out=shifted).sum())
+    return [value - log_sum for value in wanted]
 
 
 def _most_probable(logits: Array, n: int) -> list[int]:

@@ -87,6 +87,18 @@ class States(Mapping[str, Array]):
         """Whether this node was captured, with rows or whole."""
         return isinstance(key, str) and self._find(key) is not None
 
+    def __eq__(self, other: object) -> bool:
+        """Whether the same rows of the same tokens were captured, number for number (NaN equals NaN)."""
+        if not isinstance(other, States):
+            return NotImplemented
+        return (
+            (self._roles, self.tokens, self.positions) == (other._roles, other.tokens, other.positions)
+            and self._values.keys() == other._values.keys()
+            and all(_same(value.array, other._values[key].array) for key, value in self._values.items())
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # arrays can be changed
+
     def __repr__(self) -> str:
         """Nodes, rows and size."""
         n_bytes = sum(value.array.nbytes for value in self._values.values())
@@ -251,6 +263,10 @@ class States(Mapping[str, Array]):
             shown = ", ".join(have[:6]) + (", ..." if len(have) > 6 else "")
             raise NotCapturedError(f"{key!r} was not captured; captured: {shown or 'nothing'}")
         return value
+
+
+def _same(a: Array, b: Array) -> bool:
+    return a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
 
 
 def _same_length(arrays: list[Array], axis: int) -> list[Array]:

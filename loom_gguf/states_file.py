@@ -104,11 +104,10 @@ def read_metadata(path: StrPath) -> dict[str, Any]:
 
 def model_facts(model: Model) -> dict[str, Any]:
     """Which model states come from, as metadata: file name, architecture, quantization, sizes."""
-    file = model._weights.file
     return {
         "model": model.path.name,
         "architecture": model.arch,
-        "quantization": file.quantization,
+        "quantization": model.quantization,
         "n_layer": model.n_layer,
         "n_embd": model.n_embd,
     }
@@ -119,15 +118,8 @@ def token_texts(model: Model, tokens: Sequence[int]) -> list[str] | None:
 
     A special token is shown by its name, and bytes that are only a part of a character as \\xe4.
     """
-    vocab = model._weights.vocab
-    if not vocab.has_text:
-        return None
-    names = model._weights.file.metadata.get("tokenizer.ggml.tokens", ())
-    texts = []
-    for token in tokens:
-        piece = vocab.piece(token).decode("utf-8", "backslashreplace")
-        texts.append(piece or (names[token] if token < len(names) else ""))
-    return texts
+    texts = [model.token_text(token) for token in tokens]
+    return texts if any(texts) else None
 
 
 def check_target(path: StrPath) -> Path:

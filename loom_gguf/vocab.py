@@ -82,6 +82,11 @@ class Vocab:
                 return buffer.raw[:n]
             capacity = -n
 
+    def label(self, token_id: int) -> str:
+        """The token for a person to read: a special one by its name, bytes of half a character as \\xe4."""
+        self.check([token_id])
+        return self.piece(token_id).decode("utf-8", "backslashreplace") or self._text_of(token_id)
+
     def ends_generation(self, token_id: int) -> bool:
         """Whether the model means "the end" by this token."""
         return bool(lib.llama_vocab_is_eog(self._vocab, token_id))

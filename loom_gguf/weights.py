@@ -40,6 +40,8 @@ class Weights:
         self.n_layer = int(lib.llama_model_n_layer(model))
         self.n_embd = int(lib.llama_model_n_embd(model))
         self.n_ctx_train = int(lib.llama_model_n_ctx_train(model))
+        # Whether a token sees only those before it. (llama-embed says nothing in its file, but has it in its builder.)
+        self.causal = self.file.hparam("attention.causal", True) is not False and self.file.arch != "llama-embed"
         # Their state cannot be taken back by a token, and costs memory for each possible sequence.
         self.recurrent = bool(lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model))
 

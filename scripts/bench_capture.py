@@ -36,7 +36,8 @@ from random_model import DEFAULT_DIR, SHAPES, TYPES, random_model
 
 from loom_gguf import Capture, Model
 from loom_gguf._native import lib
-from loom_gguf.context import Batch, _default_threads
+from loom_gguf.batch import Batch
+from loom_gguf.context import _default_threads
 from loom_gguf.weights import Weights
 
 GENERATED = 64

@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from loom_gguf import Capture
 from loom_gguf._native import _core, lib
-from loom_gguf.context import Batch, Context, ContextParams, InPlace, Precision
+from loom_gguf.batch import Batch
+from loom_gguf.context import Context, ContextParams, InPlace, Precision
 from loom_gguf.weights import Weights
 
 Array = npt.NDArray[Any]

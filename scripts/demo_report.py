@@ -142,9 +142,7 @@ def _world(report: Report) -> None:
         ("companion", str(len(grammar.COMPANIONS)), ", ".join(grammar.COMPANIONS) + ", or none"),
         ("weather", str(len(grammar.WEATHERS)), ", ".join(grammar.WEATHERS) + ", or none"),
     ]
-    report.add(
-        "| attribute | values | which |", "| --- | ---: | --- |", *("| " + " | ".join(r) + " |" for r in rows)
-    )
+    report.add("| attribute | values | which |", "| --- | ---: | --- |", *("| " + " | ".join(r) + " |" for r in rows))
     report.paragraph(
         "The word for a mood never stands in a story: the mood shows in what happens, in how things",
         "are done and in what is said. Verbs, nouns and pronouns agree with the number (and gender)",
@@ -165,9 +163,7 @@ def _quality(report: Report, data: ReportInput) -> None:
         (names[kind], f"{n:,}", f"{loss:.4f}", f"{entropy:.4f}", f"{100 * (loss / entropy - 1):+.1f} %")
         for kind, (loss, entropy, n) in data.losses.items()
     ]
-    report.table(
-        ("documents", "tokens", "loss (nats/token)", "entropy (nats/token)", "loss over entropy"), rows
-    )
+    report.table(("documents", "tokens", "loss (nats/token)", "entropy (nats/token)", "loss over entropy"), rows)
     report.paragraph(
         "Stories sampled from the begin token alone, nothing cut off from the model's distribution",
         "(no top-k, no top-p), and what the parser says of them. A story is accepted when all its",
@@ -216,9 +212,7 @@ def _quality(report: Report, data: ReportInput) -> None:
         )
     if data.overlap is not None:
         stories = sum(len(g.texts) for g in data.generated)
-        checks.append(
-            f"- sampled stories that are among the training documents: {data.overlap[0]} of {stories:,}"
-        )
+        checks.append(f"- sampled stories that are among the training documents: {data.overlap[0]} of {stories:,}")
         checks.append(f"- held-out documents that are: {data.overlap[1]} of {data.held_out:,}")
     report.add("Checks:", "", *checks)
 

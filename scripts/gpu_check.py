@@ -28,7 +28,8 @@ from random_model import DEFAULT_DIR, TYPES, random_model
 
 from loom_gguf import Capture, LoomError
 from loom_gguf._native import lib
-from loom_gguf.context import Batch, Context, ContextParams, InPlace, Precision, _default_threads
+from loom_gguf.batch import Batch
+from loom_gguf.context import Context, ContextParams, InPlace, Precision, _default_threads
 from loom_gguf.weights import Weights
 
 Array = npt.NDArray[Any]

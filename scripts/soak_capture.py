@@ -108,9 +108,9 @@ def main() -> None:
         [
             "## Memory over time",
             f"`{command_line()}`: {machine(1)}",
-            "A cycle opens a tiny model, captures a prompt and two generated tokens (all layers, everything, one layer, "
-            "in turns), and closes it. Decodes are those of one open model, with captures that change. The growth is a "
-            "line fitted to all but the first fifth.",
+            "A cycle opens a tiny model, captures a prompt and two generated tokens (all layers, everything, one "
+            "layer, in turns), and closes it. Decodes are those of one open model, with captures that change. The "
+            "growth is a line fitted to all but the first fifth.",
             table(head, rows),
         ]
     )

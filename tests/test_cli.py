@@ -138,7 +138,7 @@ def test_sampling_options_reach_the_model(capsys, model):
     assert capsys.readouterr().out == text[: text.index(text[4])]
 
 
-@pytest.mark.parametrize("ended", [KeyboardInterrupt(), BrokenPipeError()])
+@pytest.mark.parametrize("ended", [KeyboardInterrupt(), BrokenPipeError(), OSError(28, "No space left on device")])
 def test_when_it_is_ended_early_what_was_captured_is_written(tmp_path, monkeypatch, capsys, steps, ended):
     def generate(*_, **__):
         yield from steps[:3]
@@ -146,7 +146,7 @@ def test_when_it_is_ended_early_what_was_captured_is_written(tmp_path, monkeypat
 
     monkeypatch.setattr(Model, "generate", generate)
     path = tmp_path / "x.safetensors"
-    assert main([*RUN, "--out", str(path)]) == (130 if isinstance(ended, KeyboardInterrupt) else 141)
+    assert main([*RUN, "--out", str(path)]) == {KeyboardInterrupt: 130, BrokenPipeError: 141, OSError: 1}[type(ended)]
     states = States.load(path)
     assert states.positions == list(range(steps[2].position + 1))
     assert read_metadata(path)["text"] == capsys.readouterr().out == "".join(step.text for step in steps[:3])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from oracle import DECODERS, GELU, Array, open_model, plain, random_tokens, relative_error
 
-from loom_gguf import Capture, Model, States
+from loom_gguf import Capture, CaptureUnsupportedError, Model, States
 from loom_gguf.context import Batch, Context
 
 # Rows of several shapes, of blocks that compute every token and of the last one, which computes outputs only.
@@ -236,3 +236,51 @@ def test_threads_do_not_change_rows(shared):
     one: Model = shared("llama")
     for key, rows in one.forward(tokens, WANTED).items():
         assert relative_error(two[key], rows) <= 1e-5
+
+
+ATTENTION = Capture.names(["kq_soft_max-*"])
+
+
+def test_attention_weights_of_a_prompt_in_pieces(shared):
+    """A row has one weight for each position; those that a token cannot see are zero."""
+    for n in (5, 31, 300):
+        tokens = random_tokens(n)
+        whole, pieces = (shared("llama", n_ubatch=u).forward(tokens, ATTENTION) for u in (512, 16))
+        for key, rows in whole.items():
+            assert rows.shape == pieces[key].shape == (n, 4, n)
+            assert np.allclose(rows.sum(-1), 1, atol=1e-5)
+            assert not rows.transpose(1, 0, 2)[:, ~np.tri(n, dtype=bool)].any()
+            assert relative_error(pieces[key], rows) <= 1e-5
+
+
+def test_attention_weights_after_others_used_the_cache():
+    """Cells that other sequences left are filled again: weights must still stand at their positions."""
+    with open_model("llama", n_ubatch=16) as model:
+        tokens = random_tokens(40, seed=9)
+        wanted = model.forward(tokens, ATTENTION)
+        for leave_first in (0, 1):
+            pair = [model.generate(random_tokens(n, seed=n), max_tokens=60) for n in (11, 23)]
+            for turn in range(30):
+                next(pair[turn % 2])
+            pair[leave_first].close()
+            for _ in range(5):
+                next(pair[1 - leave_first])
+            with pytest.raises(CaptureUnsupportedError, match="attention"):
+                model.forward(tokens, ATTENTION)
+            pair[1 - leave_first].close()
+            again = model.forward(tokens, ATTENTION)
+            assert all(np.array_equal(again[key], rows) for key, rows in wanted.items())
+
+
+def test_attention_weights_of_a_generation(shared):
+    model: Model = shared("llama", n_ubatch=16)
+    prompt = random_tokens(21)
+    steps = list(model.generate(prompt, capture=ATTENTION, max_tokens=6, prompt_states=True))
+    read = prompt + [step.token_id for step in steps[:-1]]
+    wanted = model.forward(read, ATTENTION)
+    for key, rows in wanted.items():
+        assert relative_error(steps[0].prompt_states[key], rows[:20, :, :20]) <= 1e-5
+        for step in steps:
+            n = step.position + 1
+            assert step.states[key].shape == (4, n)
+            assert relative_error(step.states[key], rows[step.position, :, :n]) <= 1e-5

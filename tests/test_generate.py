@@ -302,14 +302,14 @@ def test_eight_at_once_and_no_ninth():
 
 def test_cells_that_other_sequences_hold():
     """All sequences share the context: a long one may find no room, and leaves the others whole."""
-    with open_model("llama", n_ctx=256, n_ubatch=64) as model:
-        wanted = ids(list(model.generate(random_tokens(100), max_tokens=20)))
-        running = model.generate(random_tokens(100), max_tokens=20)
+    with open_model("llama", n_ctx=512, n_ubatch=64) as model:
+        wanted = ids(list(model.generate(random_tokens(200), max_tokens=20)))
+        running = model.generate(random_tokens(200), max_tokens=20)
         steps = [next(running)]
         with pytest.raises(ContextFullError, match="cells"):
-            model.forward(random_tokens(200), HIDDEN)
+            model.forward(random_tokens(400), HIDDEN)
         with pytest.raises(ContextFullError, match="cells"):
-            list(model.generate(random_tokens(200), max_tokens=1))
+            list(model.generate(random_tokens(400), max_tokens=1))
         assert ids(steps + list(running)) == wanted
 
 

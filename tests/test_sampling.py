@@ -15,9 +15,9 @@ import pytest
 from loom_gguf import Capture, GrammarError, Model, NoVocabularyError, SamplingError
 from loom_gguf import grammar as grammars
 from loom_gguf.context import Batch
-from loom_gguf.sampling import Sampler, Sampling
+from loom_gguf.sampling import Sampler, Sampling, logprobs_of
 
-PROMPT = [104, 101, 108, 108, 111, 104, 108, 270]
+PROMPT = [104, 101, 108, 108, 199, 295, 295, 270]  # some of its tokens are likely to come again, some are not
 DRAWS = 3000
 OPEN: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}  # no filter at all
 
@@ -136,8 +136,8 @@ SETTINGS: list[dict[str, Any]] = [
     {"top_p": 0.4},
     {"min_p": 0.4},
     {"typical_p": 0.4},
-    {"repeat_penalty": 0.2},
-    {"repeat_penalty": 0.2, "repeat_last_n": 2},
+    {"repeat_penalty": 0.4},
+    {"repeat_penalty": 0.4, "repeat_last_n": 2},
     {"presence_penalty": -4.0},
     {"presence_penalty": -4.0, "repeat_last_n": 3},
     {"frequency_penalty": -2.0},
@@ -203,10 +203,9 @@ def test_typical_p_stands_probabilities_that_round_to_zero(one_step):
 def test_penalties_act_at_temperature_0(one_step):
     plain = int(np.argmax(one_step.logits))
     assert one_step.draw(1) == [plain]
-    for setting in ({"presence_penalty": -50.0}, {"frequency_penalty": -50.0}):
+    for setting in ({"presence_penalty": 50.0}, {"frequency_penalty": -50.0}, {"repeat_penalty": 100.0}):
         wanted = int(np.argmax(expected(one_step.logits, **setting)))
         assert one_step.draw(1, **setting) == [wanted]
-        assert wanted in PROMPT
         assert wanted != plain
 
 
@@ -247,11 +246,9 @@ def test_logprobs_0_tells_only_the_chosen_token_and_none_nothing(llama):
     assert (step.logprob, step.top_logprobs) == (None, ())
 
 
-def test_log_softmax_stands_large_logits_and_minus_infinity():
-    from loom_gguf.sampling import log_softmax
-
-    values = log_softmax(np.array([3e38, -3e38, -np.inf, 3e38], np.float32))
-    assert values.tolist() == pytest.approx([-math.log(2), -6e38, -math.inf, -math.log(2)], rel=1e-6)
+def test_logprobs_stand_large_logits_and_minus_infinity():
+    values = logprobs_of(np.array([3e38, -3e38, -np.inf, 3e38], np.float32), [0, 1, 2, 3])
+    assert values == pytest.approx([-math.log(2), -6e38, -math.inf, -math.log(2)], rel=1e-6)
 
 
 # -- what is refused --------------------------------------------------------------------------------------------
@@ -300,7 +297,7 @@ def test_bad_values_are_refused_at_the_call_with_their_name_and_range(llama, nam
         ('root ::= "a\0"', "NUL"),
         ('root ::= "\ud800"', "Unicode"),
         ("root ::= " + "(" * 100_000 + '"a"' + ")" * 100_000, "nested more than 256"),
-        ("\n".join(f"a{i} ::= a{i + 1}" for i in range(100_000)), "more than 4,096 rules"),
+        ("\n".join(f"a{i} ::= a{i + 1}" for i in range(100_000)), "more than 10,000 rules"),
     ],
     ids=range(16),
 )

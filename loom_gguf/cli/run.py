@@ -125,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
     with load(args) as model:
         sampling = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "min_p", "seed")}
         try:
-            if model._context.encoder:
+            if model.encoder:
                 _read(model, prompt, capture, args, recording)
             else:
                 steps = model.generate(
@@ -139,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
                 for step in steps:
                     recording.play(step)
                 recording.end_line()
-        except (KeyboardInterrupt, BrokenPipeError, LoomError) as error:
+        except (KeyboardInterrupt, OSError, LoomError) as error:  # OSError: stdout is closed, or its disk full
             ended = error
         states = recording.states
         if states is not None and args.out is not None:
@@ -232,8 +232,8 @@ def _summary(states: States) -> None:
     roles.update({key: name for name in ("embedding", "final") if (key := getattr(states.roles, name)) is not None})
     for key, value in states.values_by_key.items():
         rows = value.array.astype(np.float64)
-        norms = np.linalg.norm(rows.reshape(len(rows), -1), axis=1)
-        numbers = (f"{norms.mean():.4g}", f"{rows.min():.4g}", f"{rows.max():.4g}")
+        norms = np.linalg.norm(rows.reshape(len(rows), -1), axis=1) if rows.size else rows
+        numbers = (f"{norms.mean():.4g}", f"{rows.min():.4g}", f"{rows.max():.4g}") if rows.size else ("", "", "")
         shape = " x ".join(map(str, value.array.shape))
         table.add_row(*map(Text, (key, roles.get(key, ""), shape, *numbers)))
     console(stderr=True).print(table)
