@@ -54,7 +54,7 @@ class _Log:
     level = logging.DEBUG
 
 
-@lib.llama_log_callback
+@lib.llama_log_callback  # type: ignore[untyped-decorator]
 def _on_log(level: int, text: bytes, _user_data: ctypes.c_void_p) -> None:
     if level != _CONTINUED:
         _Log.level = _LEVELS.get(level, logging.DEBUG)

@@ -73,7 +73,8 @@ class Rows:
 
     def states(self, *, single: bool = False) -> States:
         """The rows, as float32, with the tokens and positions that they belong to; all of one sequence."""
-        sequences = self.batch.sequences[self.kept]
+        kept = self.kept.tolist()
+        tokens, positions = self.batch.tokens.tolist(), self.batch.positions.tolist()
         values = {
             node.key: NodeValues(
                 rows.data if self.compression is None else rows.decompress(),
@@ -87,9 +88,9 @@ class Rows:
         return States(
             values,
             self.selection.roles,
-            self.batch.tokens[self.kept].tolist(),
-            self.batch.positions[self.kept].tolist(),
-            sequence=int(sequences[0]) if len(sequences) else 0,
+            [tokens[i] for i in kept],
+            [positions[i] for i in kept],
+            sequence=int(self.batch.sequences[kept[0]]) if kept else 0,
             single=single,
         )
 

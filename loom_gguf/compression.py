@@ -56,10 +56,10 @@ def compress_rows(rows: Array, kind: Kind, scale_block: int = 0) -> CompressedRo
     """Compress float32 rows (n_rows, ...), without Python's lock."""
     check_kind(kind, scale_block)
     if kind == "float16":
-        data, saturated = _core.compress_float16(rows)
-        return CompressedRows(data, saturated=saturated)
-    data, scales = _core.compress_int8(rows, scale_block)
-    return CompressedRows(data, scales, scale_block)
+        halves, saturated = _core.compress_float16(rows)
+        return CompressedRows(halves, saturated=saturated)
+    numbers, scales = _core.compress_int8(rows, scale_block)
+    return CompressedRows(numbers, scales, scale_block)
 
 
 class CompressedStates(Mapping[str, CompressedRows]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -169,21 +170,14 @@ class Context:
         compression: Kind | None,
         scale_block: int,
     ) -> tuple[_core.Status, str, list[tuple[Array, Array | None, int, int]]]:
-        output_rows: list[int] = []
-        if selection.per_output and batch.outputs[keep].all():
-            # Among the outputs, a token's row is the number of outputs before it.
-            output_rows = (np.cumsum(batch.outputs) - 1)[keep].tolist()
+        # Plain lists: for the few tokens of most decodes, numpy's calls would cost more than all the rest here.
+        outputs, kept = batch.outputs.tolist(), keep.tolist()
+        # Among the outputs, a token's row is the number of outputs before it.
+        before = list(accumulate(outputs, initial=0))
+        output_rows = [before[i] for i in kept] if all(outputs[i] for i in kept) else []
         kind = _core.Compression.NONE if compression is None else _core.Compression[compression.upper()]
-        self.tapper.tap(
-            selection.plan,
-            len(batch.tokens),
-            int(batch.outputs.sum()),
-            keep.tolist(),
-            output_rows,
-            stop_early,
-            kind,
-            scale_block,
-        )
+        n_outputs = int(before[-1])
+        self.tapper.tap(selection.plan, len(outputs), n_outputs, kept, output_rows, stop_early, kind, scale_block)
         try:
             self._run(batch)
         except BaseException:

@@ -116,6 +116,9 @@ class Sampler:
     def __init__(self, sampling: Sampling, vocab: Vocab, n_ctx: int, prompt: Sequence[int] | Array = ()) -> None:
         """Build the chain for a context of n_ctx tokens. `prompt`: tokens that penalties see, and the grammar not."""
         self._sampling = sampling
+        # Greedy with nothing to remember or to report: no candidates need be listed for that.
+        bare = sampling.temperature == 0 and not sampling.penalizes and sampling.logprobs is None
+        self._plain = bare and sampling.gbnf is None
         self._ids = np.arange(vocab.n_tokens, dtype=np.int32)
         gbnf = sampling.gbnf
         if gbnf is not None and not vocab.has_text:
@@ -134,6 +137,8 @@ class Sampler:
     def sample(self, ctx: Any, index: int) -> Choice:
         """A token from the logits of the batch's token number `index`; the chain and the grammar take note of it."""
         logits = self._logits(ctx, index)
+        if self._plain:
+            return Choice(int(logits.argmax()))  # llama.cpp's greedy sampler too takes the first of equal ones
         candidates = np.zeros(len(logits), _TOKEN_DATA)
         candidates["id"] = self._ids
         candidates["logit"] = logits

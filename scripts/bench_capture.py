@@ -74,15 +74,15 @@ def generation(weights: Weights, path: Path, setting: Setting, rounds: int) -> l
     produced: dict[str, list[int]] = {}
 
     def bare() -> float:
-        began = time.perf_counter()
+        began = setting.clock()
         produced["bare"] = bare_generation(plain, prompt, GENERATED)
-        return time.perf_counter() - began
+        return setting.clock() - began
 
     def ours(name: str, capture: Capture | None) -> Callable[[], float]:
         def timed() -> float:
-            began = time.perf_counter()
+            began = setting.clock()
             steps = list(model.generate(prompt.tolist(), capture=capture, max_tokens=GENERATED))
-            seconds = time.perf_counter() - began
+            seconds = setting.clock() - began
             produced[name] = [step.token_id for step in steps]
             return seconds
 
@@ -107,9 +107,9 @@ def stopping(path: Path, setting: Setting, rounds: int) -> list[str]:
 
         def forward(capture: Capture) -> Callable[[], float]:
             def timed() -> float:
-                began = time.perf_counter()
+                began = setting.clock()
                 model.forward(prompt, capture)
-                return time.perf_counter() - began
+                return setting.clock() - began
 
             return timed
 
@@ -216,20 +216,29 @@ def main() -> None:
     parser.add_argument("--type", choices=TYPES, default="Q4_0")
     parser.add_argument("--rounds", type=int, default=45, help="of single tokens; a third as many of prompts")
     parser.add_argument("--threads", type=int, default=_default_threads())
+    parser.add_argument(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="cpu: processor time of one thread, which other programs hardly change; needs --threads 1",
+    )
     parser.add_argument("--quick", action="store_true", help="few rounds, to see that everything runs")
     parser.add_argument("--torch", action="store_true", help="also time transformers, where it is installed")
     parser.add_argument("--models", type=Path, default=DEFAULT_DIR, help="folder for the random models")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the tables into this Markdown file")
     options = parser.parse_args()
     rounds = 3 if options.quick else options.rounds
-    setting = Setting(n_threads=options.threads)
+    if options.clock == "cpu" and options.threads != 1:
+        parser.error("--clock cpu counts one thread's time: add --threads 1")
+    clock = time.thread_time if options.clock == "cpu" else time.perf_counter
+    setting = Setting(n_threads=options.threads, clock=clock)
 
     for shape in options.shape or ["tinyllama", "tiny"]:
         path = random_model(shape, options.type, options.models)
         weights = Weights(path)
         aim = 1.02 if weights.n_layer > 4 else 1.05
         parts = [
-            f"## Shape {shape}, {options.type}",
+            f"## Shape {shape}, {options.type}{', processor time of one thread' if options.clock == 'cpu' else ''}",
             f"`{command_line()}`: {machine(options.threads)}",
             *overhead(weights, setting, rounds, aim=aim),
             *generation(weights, path, setting, max(3, rounds // 3)),
@@ -242,7 +251,7 @@ def main() -> None:
         text = "\n\n".join(parts)
         print(text, flush=True)
         if options.write:
-            write_section(options.write, f"capture {shape}", text)
+            write_section(options.write, f"capture {shape}{' cpu' if options.clock == 'cpu' else ''}", text)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ class Setting:
     n_ctx: int = 1024
     n_ubatch: int = 512
     precision: Precision = "fast"
+    clock: Callable[[], float] = time.perf_counter  # thread_time: where one thread does all the work
 
 
 # -- decodes ------------------------------------------------------------------------------------------------------
@@ -57,14 +58,15 @@ class Plain:
         self.handle: Any = lib.llama_init_from_model(weights.llama_model, c)
         assert self.handle, "llama.cpp made no context"
         self._batch = lib.llama_batch_init(setting.n_ubatch, 0, 1)
+        self._clock = setting.clock
 
     def decode(self, tokens: Array, start: int, *, all_outputs: bool = False) -> float:
         """Compute tokens from this position on; the seconds it took. The last one is an output, or every one."""
         batch = fill_batch(self._batch, tokens, start, all_outputs)
-        began = time.perf_counter()
+        began = self._clock()
         status = lib.llama_decode(self.handle, batch)
         lib.llama_synchronize(self.handle)
-        seconds = time.perf_counter() - began
+        seconds = self._clock() - began
         assert status == 0, f"llama_decode: {status}"
         return seconds
 
@@ -100,6 +102,7 @@ class Captured:
         self._bare = bare
         self._sequence = self.context.open_sequence()
         self._batch = lib.llama_batch_init(setting.n_ubatch, 0, 1)
+        self._clock = setting.clock
 
     def decode(self, tokens: Array, start: int, *, all_outputs: bool = False) -> float:
         """As Plain.decode, with the rows of every token where all are outputs, else of the last one."""
@@ -107,7 +110,7 @@ class Captured:
         kept = np.arange(n) if all_outputs else np.array([n - 1])
         if self._bare:
             return self._decode_bare(tokens, start, kept)
-        began = time.perf_counter()
+        began = self._clock()
         batch = Batch.of_one(tokens, start, self._sequence)
         batch.outputs[kept] = True
         if self.capture is None:
@@ -115,20 +118,20 @@ class Captured:
         else:
             self.context.decode_capturing(batch, self.capture, kept).states()
         lib.llama_synchronize(self.context.handle)
-        return time.perf_counter() - began
+        return self._clock() - began
 
     def _decode_bare(self, tokens: Array, start: int, kept: Array) -> float:
         batch = fill_batch(self._batch, tokens, start, len(kept) == len(tokens))
         tapper, plan, rows = self.context.tapper, None, kept.tolist()
         if self.capture is not None:
             plan = self.context.catalog.topology(len(tokens)).select(self.capture).plan
-        began = time.perf_counter()
+        began = self._clock()
         if plan is not None:
             tapper.tap(plan, len(tokens), len(rows), rows, list(range(len(rows))), False)
         status = lib.llama_decode(self.context.handle, batch)
         lib.llama_synchronize(self.context.handle)
         told = tapper.finish() if plan is not None else (_core.Status.OK, "", [])
-        seconds = time.perf_counter() - began
+        seconds = self._clock() - began
         assert status == 0, f"llama_decode: {status}"
         assert told[0] is _core.Status.OK, f"capture: {told[1]}"
         return seconds

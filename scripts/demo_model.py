@@ -120,8 +120,7 @@ class Block(nn.Module):
         batch, time, width = x.shape
         h = self.attn_norm(x)
         q, k, v = (
-            part(h).view(batch, time, -1, self.config.head_width).transpose(1, 2)
-            for part in (self.q, self.k, self.v)
+            part(h).view(batch, time, -1, self.config.head_width).transpose(1, 2) for part in (self.q, self.k, self.v)
         )
         repeats = self.config.heads // self.config.kv_heads
         k, v = (part.repeat_interleave(repeats, dim=1) for part in (rotate(k, cos, sin), v))

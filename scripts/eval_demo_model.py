@@ -210,9 +210,7 @@ def check_tokenizer(model: Model, path: Path, seed: int, count: int = 500) -> tu
     fields = gguf.GGUFReader(path).fields
     tokens = fields["tokenizer.ggml.tokens"].contents()
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"].contents()]
-    tokenizer = Tokenizer(
-        models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=merges)
-    )
+    tokenizer = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
     texts = list(_texts_to_tokenize(seed, count))
@@ -249,9 +247,7 @@ def main() -> None:
     parser.add_argument("--train-log", type=Path, default=ROOT / "build/demo/train.json")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/demo-model.md")
     parser.add_argument("--stories", type=int, default=500, help="stories per temperature")
-    parser.add_argument(
-        "--chats", type=int, default=200, help="requests; as many second turns are asked again"
-    )
+    parser.add_argument("--chats", type=int, default=200, help="requests; as many second turns are asked again")
     parser.add_argument("--held-out", type=int, default=1000, help="documents for the loss")
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.3, 0.8, 1.0])
     parser.add_argument("--seed", type=int, default=0, help="the training seed")
@@ -268,13 +264,9 @@ def main() -> None:
         (firsts if len(chat.turns) == 1 else seconds).append(chat)
     firsts, seconds = firsts[: args.chats], seconds[: args.chats]
 
-    generated = [
-        generate_stories(model, t, args.stories, 1000 * i) for i, t in enumerate(args.temperatures, 1)
-    ]
+    generated = [generate_stories(model, t, args.stories, 1000 * i) for i, t in enumerate(args.temperatures, 1)]
     data = ReportInput(
-        path=args.model.resolve().relative_to(ROOT)
-        if args.model.resolve().is_relative_to(ROOT)
-        else args.model,
+        path=args.model.resolve().relative_to(ROOT) if args.model.resolve().is_relative_to(ROOT) else args.model,
         size=args.model.stat().st_size,
         digest=sha256(args.model.read_bytes()).hexdigest(),
         metadata=model.llama.metadata,

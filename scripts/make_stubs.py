@@ -25,23 +25,28 @@ HEADER = '"""Made by scripts/make_stubs.py from the extension: change csrc/bindi
 
 # Types that C++ cannot say. Key: function or Class.method.
 RETURNS = {
+    "Tapper.finish": "tuple[Status, str, builtins.list[tuple[numpy.typing.NDArray[typing.Any], "
+    "numpy.typing.NDArray[numpy.float32] | None, int]]]",
+    "compress_float16": "tuple[numpy.typing.NDArray[numpy.float16], int]",
+    "compress_int8": "tuple[numpy.typing.NDArray[numpy.int8], numpy.typing.NDArray[numpy.float32]]",
     "read_gguf": "tuple[int, dict[str, typing.Any], list[tuple[str, list[int], str, int, int]]]",
 }
 
 
 def generate() -> str:
+    enums = {
+        name: [f"{member.name} = {member.value!r}" for member in kind]
+        for name, kind in vars(importlib.import_module(MODULE)).items()
+        if isinstance(kind, type) and issubclass(kind, enum.Enum)
+    }
+    # Defaults like <InPlace.HOST: 1> do not say which module's InPlace they mean.
+    places = [f"--enum-class-locations=^{name}$:{MODULE}.{name}" for name in enums]
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pybind11_stubgen", MODULE, "--output-dir", folder, "--exit-code"]
+        command = [sys.executable, "-m", "pybind11_stubgen", MODULE, "--output-dir", folder, "--exit-code", *places]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             sys.exit(f"pybind11-stubgen failed:\n{done.stdout}{done.stderr}")
         raw = Path(folder, *MODULE.split(".")).with_suffix(".pyi").read_text()
-    module = importlib.import_module(MODULE)
-    enums = {
-        name: [f"{member.name} = {member.value!r}" for member in kind]
-        for name, kind in vars(module).items()
-        if isinstance(kind, type) and issubclass(kind, enum.Enum)
-    }
     return ruff_format(tidy(raw, enums))
 
 
@@ -96,6 +101,9 @@ class Tidy(ast.NodeTransformer):
         returns = RETURNS.get(".".join([*self.scope, node.name]))
         if returns is not None:
             node.returns = ast.parse(returns, mode="eval").body
+        # That there is a default is part of the type; its value is not.
+        node.args.defaults = [ast.Constant(...) for _ in node.args.defaults]
+        node.args.kw_defaults = [each and ast.Constant(...) for each in node.args.kw_defaults]
         self.generic_visit(node)
         return node
 

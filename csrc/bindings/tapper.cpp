@@ -83,7 +83,7 @@ void register_tapper(py::module_ & m) {
         .finalize();
 
     py::class_<Tapper>(m, "Tapper", "Reads nodes of one llama_context; must outlive it. Not thread-safe.")
-        .def(py::init<InPlace>(), py::arg("in_place") = InPlace::host)
+        .def(py::init<InPlace>(), py::arg("in_place"))
         .def_property_readonly("arena_size", &Tapper::arena_size,
                                "Memory behind the nodes left in place, in bytes.")
         .def_property_readonly(
@@ -101,8 +101,7 @@ void register_tapper(py::module_ & m) {
                                            stop_early, compression, scale_block});
             },
             py::arg("plan"), py::arg("n_tokens"), py::arg("n_outputs"), py::arg("token_rows"),
-            py::arg("output_rows"), py::arg("stop_early"), py::arg("compression") = Compression::none,
-            py::arg("scale_block") = 0,
+            py::arg("output_rows"), py::arg("stop_early"), py::arg("compression"), py::arg("scale_block"),
             "Read the plan's nodes in the next decode: the rows named as indices into the batch, and the same rows "
             "as indices among its outputs (empty where some is no output).")
         .def("listed", &Tapper::listed, "The graph recorded since list().")

@@ -76,8 +76,7 @@ class Recipe:
     def tensors(self, model: PreTrainedModel) -> dict[str, np.ndarray]:
         """Every weight under its GGUF name, float32, in PyTorch's (reversed ggml) order of axes."""
         return {
-            self.gguf_name(name): weight.detach().float().contiguous().numpy()
-            for name, weight in self.weights(model)
+            self.gguf_name(name): weight.detach().float().contiguous().numpy() for name, weight in self.weights(model)
         }
 
 
