@@ -168,6 +168,7 @@ def subjects(
     def add(name: str, capture: Capture | None, in_place: InPlace, bare: bool = False) -> None:
         made[name] = Captured(weights, setting, capture, in_place, bare=bare)
 
+    made["no callback, another context"] = Plain(weights, setting)
     add("nothing wanted, llama_decode alone", None, placed, True)
     add("nothing wanted", None, placed)
     add("1 layer in place", Capture.layers([n // 2]), placed)

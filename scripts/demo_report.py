@@ -114,7 +114,7 @@ def _intro(report: Report, data: ReportInput) -> None:
             ("training documents", f"{data.log['documents']:,}, of which {CHAT_SHARE:.0%} chats on average"),
             ("training steps", f"{data.log['steps']:,}"),
             (
-                "training time",
+                "training time (wall clock)",
                 f"{data.log['seconds'] / 60:.1f} minutes on {data.log['threads']} CPU thread(s)",
             ),
         ]

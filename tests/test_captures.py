@@ -77,6 +77,8 @@ def test_captures_add_up():
     assert a | a == a
     assert Capture() | b == b
     assert (a | Capture.everything()).every_node
+    assert (Capture.everything() | a).every_node
+    assert (a | Capture.all_layers()).every_layer
     assert (Capture.all_layers() | a).every_layer
     assert a == Capture.layers([0, -1], embedding=True)  # neither was changed
     with pytest.raises(TypeError):

@@ -59,6 +59,8 @@ static void block_to_int8(const float * from, size_t n, int8_t * to, float * sca
     // In double: the smallest floats divided by 127 would vanish, and x * (1 / scale) overflow.
     const double exact = static_cast<double>(largest) / 127.0;
     *scale = std::max(static_cast<float>(exact), std::numeric_limits<float>::denorm_min());
+    // Rounded up, the scale of the very largest floats would bring 127 back as infinity.
+    if (!std::isfinite(*scale * 127.0f)) *scale = std::nextafter(*scale, 0.0f);
     const double inverse = 1.0 / static_cast<double>(*scale);
     for (size_t i = 0; i < n; i++) {
         const float q = round_half_even(static_cast<float>(static_cast<double>(from[i]) * inverse));
