@@ -67,6 +67,12 @@ class Rows:
         )
         return Rows(self.selection, arrays, self.kept[which], self.batch, self.compression)
 
+    def only(self, selection: Selection) -> Rows:
+        """Only the nodes of `selection`, which must be among these."""
+        by_key = {node.key: rows for node, rows in zip(self.selection.nodes, self.arrays, strict=True)}
+        arrays = tuple(by_key[node.key] for node in selection.nodes)
+        return Rows(selection, arrays, self.kept, self.batch, self.compression)
+
     def of(self, sequence: int) -> Rows:
         """Only the rows of one sequence."""
         return self.take(self.batch.sequences[self.kept] == sequence)

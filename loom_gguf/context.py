@@ -42,7 +42,8 @@ _KV_PAD = 256  # llama.cpp rounds the number of cells that a graph reads up to t
 class ContextParams:
     """What a context is made with; a change needs a new one."""
 
-    n_ctx: int = 4096  # tokens that fit, over all sequences
+    n_ctx: int = 4096  # tokens of a sequence at most
+    n_cells: int | None = None  # tokens that fit, over all sequences; None: n_ctx
     n_ubatch: int = 512  # tokens of one decode at most; longer prompts are cut into decodes of this length
     n_seq_max: int = 8  # sequences that may be open at once
     n_threads: int | None = None
@@ -66,13 +67,15 @@ class Context:
         self._free_sequences = list(range(n_seq_max))[::-1]
         self._open_sequences: set[int] = set()
         self._alone: set[int] = set()  # the sequence that never shared the cache with another one
-        self._ctx: Any = _make_context(weights, params, self.n_ctx, params.n_ubatch, n_seq_max, self.tapper)
+        n_cells = max(self.n_ctx, params.n_cells or 0)
+        self._ctx: Any = _make_context(weights, params, n_cells, params.n_ubatch, n_seq_max, self.tapper)
         self._memory = lib.llama_get_memory(self._ctx)
         # An encoder, whose tokens all see each other: its whole text must be one ubatch. Most have no cache either.
         self.encoder = self._memory is None or not weights.causal
         if self.encoder and params.n_ubatch < self.n_ctx:
             lib.llama_free(self._ctx)
-            self._ctx = _make_context(weights, params, self.n_ctx, self.n_ctx, n_seq_max, self.tapper)
+            self._ctx = _make_context(weights, params, n_cells, self.n_ctx, n_seq_max, self.tapper)
+        self.one_at_a_time = weights.recurrent
         # The tapper is the callback's user data: the context is freed before it, also at the interpreter's exit.
         self._finalizer = weakref.finalize(self, _free_context, self._ctx, self.tapper)
         self.n_cells = int(lib.llama_n_ctx(self._ctx))
@@ -108,6 +111,30 @@ class Context:
             self._open_sequences.discard(sequence)
             self._alone.discard(sequence)
             self._free_sequences.append(sequence)
+
+    def forget_from(self, sequence: int, position: int) -> bool:
+        """Forget a sequence's tokens from this position on; False where its state cannot be cut there."""
+        with self.lock:
+            self.need_open()
+            return bool(lib.llama_memory_seq_rm(self._memory, sequence, position, -1))
+
+    # -- captures -----------------------------------------------------------------------------------------------
+
+    def selection(self, capture: Capture, n_tokens: int) -> Selection:
+        """What a capture means in batches of this many tokens."""
+        return self.catalog.topology(n_tokens).select(capture)
+
+    def check_capture(self, capture: Capture) -> bool:
+        """Raise CaptureError where it cannot be had in a context of several sequences.
+
+        Returns whether it must have batches for itself: nodes without rows mix all sequences of a batch.
+        """
+        found = [self.selection(capture, n_tokens) for n_tokens in (1, 2)]
+        if found[0].per_cell and self._memory is not None and len(self._free_sequences) + len(self._open_sequences) > 1:
+            raise CaptureUnsupportedError(
+                "attention weights can be told apart only in a context of one sequence: open the model with one"
+            )
+        return any(node.token_axis is None for selection in found for node in selection.nodes)
 
     # -- decoding -----------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ LoomError
 │   └── ChatTemplateError       messages that cannot be made into a prompt
 ├── NotGenerativeError          an encoder was asked to generate
 ├── ContextFullError            other sequences hold the cells or sequence slots that this one needs
+├── EngineBusyError             too many requests wait for this model
 ├── DecodeError                 llama.cpp refused a batch
 ├── SamplingError               sampling parameters out of range
 │   └── GrammarError            a grammar or JSON schema that cannot be followed
@@ -43,6 +44,7 @@ __all__ = [
     "CorruptGGUFError",
     "DecodeError",
     "EmptyPromptError",
+    "EngineBusyError",
     "EngineVersionError",
     "GrammarError",
     "LayerRangeError",
@@ -132,6 +134,10 @@ class NotGenerativeError(LoomError):
 
 class ContextFullError(LoomError):
     """The context has no free sequence or no free cells: other sequences hold them."""
+
+
+class EngineBusyError(LoomError):
+    """Too many requests wait for this model already."""
 
 
 class DecodeError(LoomError):
