@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # What an installed package is made of: a change of any of these installs it anew.
 SOURCES := pyproject.toml CMakeLists.txt LICENSE \
 	$(shell find csrc/core csrc/bindings vendor -type f) \
-	$(shell find loom_gguf -type f -not -path '*/__pycache__/*' -not -name '*.so')
+	$(shell find loom_gguf -type f -not -path '*/__pycache__/*' -not -name '*.so' -not -name '_core.pyi')
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp')
 
 .DEFAULT_GOAL := help

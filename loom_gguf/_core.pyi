@@ -79,7 +79,7 @@ class Tap:
     def __init__(self, ordinal: int, kind: RowKind, axis: int, n_dims: int) -> None: ...
 
 class Tapper:
-    def __init__(self, in_place: InPlace = ...) -> None: ...
+    def __init__(self, in_place: InPlace) -> None: ...
     def finish(
         self,
     ) -> tuple[
@@ -99,8 +99,8 @@ class Tapper:
         token_rows: collections.abc.Sequence[int],
         output_rows: collections.abc.Sequence[int],
         stop_early: bool,
-        compression: Compression = ...,
-        scale_block: int = ...,
+        compression: Compression,
+        scale_block: int,
     ) -> None: ...
     @property
     def arena_size(self) -> int: ...

@@ -18,6 +18,12 @@ from loom_gguf import Model
 OpenModel = Callable[..., Model]
 
 
+@pytest.fixture(autouse=True)
+def _away_from_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkout's own loom_gguf folder has no extension: child processes must find the installed package."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Iterator[OpenModel]:
     """Fidelity models by name and settings, each opened once; exact unless said otherwise. Not to be closed."""

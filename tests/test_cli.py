@@ -40,7 +40,6 @@ def command(*arguments, **settings):
     return subprocess.run(
         [sys.executable, "-m", "loom_gguf", *arguments],
         capture_output=True,
-        cwd=ROOT,
         timeout=60,
         check=False,
         **settings,
@@ -345,7 +344,7 @@ def test_version_and_help(capsys):
 
 def test_as_a_program_it_streams_text_and_ends_quietly_when_the_reader_goes():
     process = subprocess.Popen(
-        [sys.executable, "-m", "loom_gguf", *RUN[:-1], "400"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+        [sys.executable, "-m", "loom_gguf", *RUN[:-1], "400"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert process.stdout.read(1) == b" "
     process.stdout.close()
@@ -375,7 +374,7 @@ def test_the_parsers_are_quick_to_load():
         heavy = {"llama_cpp", "matplotlib", "numpy", "rich", "safetensors"} & set(sys.modules)
         assert not heavy, heavy
     """
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
 def test_show_does_without_matplotlib_and_demo_without_pyplot(tmp_path):
@@ -387,10 +386,8 @@ def test_show_does_without_matplotlib_and_demo_without_pyplot(tmp_path):
         assert main(["demo", "--out-dir", sys.argv[1]]) == 0
         assert "matplotlib.pyplot" not in sys.modules
     """
-    subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=True, stdout=subprocess.DEVNULL)
 
 
 def test_the_document_is_up_to_date():
-    script = [sys.executable, "scripts/generate_cli_docs.py", "--check"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run(script, cwd=ROOT, check=True, env=env)
+    subprocess.run([sys.executable, ROOT / "scripts" / "generate_cli_docs.py", "--check"], check=True)

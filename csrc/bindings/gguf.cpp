@@ -19,7 +19,8 @@ struct FreeGguf {
 };
 using GgufPtr = std::unique_ptr<gguf_context, FreeGguf>;
 
-template <typename T> static py::object numbers(const gguf_context * ctx, int64_t id) {
+template <typename T>
+static py::object numbers(const gguf_context * ctx, int64_t id) {
     const auto n = static_cast<py::ssize_t>(gguf_get_arr_n(ctx, id));
     return py::array_t<T>(n, static_cast<const T *>(gguf_get_arr_data(ctx, id)));
 }

@@ -34,8 +34,7 @@ static py::tuple to_python(Array && array) {
     if (array.value == Value::i8) {
         const auto n_rows = static_cast<py::ssize_t>(array.shape.empty() ? 1 : array.shape[0]);
         const auto n = static_cast<py::ssize_t>(array.scales.size());
-        scales = py::array_t<float>(std::vector<py::ssize_t>{n_rows, n_rows > 0 ? n / n_rows : 0},
-                                    array.scales.data());
+        scales = py::array_t<float>(std::vector<py::ssize_t>{n_rows, n_rows > 0 ? n / n_rows : 0}, array.scales.data());
     }
     const size_t saturated = array.saturated;
     return py::make_tuple(to_numpy(std::move(array)), scales, saturated);
@@ -68,9 +67,7 @@ void register_tapper(py::module_ & m) {
         .finalize();
 
     py::class_<Tap>(m, "Tap", "One wanted node of a graph.")
-        .def(py::init([](int ordinal, RowKind kind, int axis, int n_dims) {
-                 return Tap{ordinal, kind, axis, n_dims};
-             }),
+        .def(py::init([](int ordinal, RowKind kind, int axis, int n_dims) { return Tap{ordinal, kind, axis, n_dims}; }),
              py::arg("ordinal"), py::arg("kind"), py::arg("axis"), py::arg("n_dims"));
 
     py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan", "What to read from graphs of one shape.")
@@ -84,8 +81,7 @@ void register_tapper(py::module_ & m) {
 
     py::class_<Tapper>(m, "Tapper", "Reads nodes of one llama_context; must outlive it. Not thread-safe.")
         .def(py::init<InPlace>(), py::arg("in_place"))
-        .def_property_readonly("arena_size", &Tapper::arena_size,
-                               "Memory behind the nodes left in place, in bytes.")
+        .def_property_readonly("arena_size", &Tapper::arena_size, "Memory behind the nodes left in place, in bytes.")
         .def_property_readonly(
             "user_data", [](Tapper & self) { return reinterpret_cast<uintptr_t>(&self); },
             "Address for llama_context_params.cb_eval_user_data.")
@@ -100,8 +96,8 @@ void register_tapper(py::module_ & m) {
                 self.tap(std::move(plan), {n_tokens, n_outputs, std::move(token_rows), std::move(output_rows),
                                            stop_early, compression, scale_block});
             },
-            py::arg("plan"), py::arg("n_tokens"), py::arg("n_outputs"), py::arg("token_rows"),
-            py::arg("output_rows"), py::arg("stop_early"), py::arg("compression"), py::arg("scale_block"),
+            py::arg("plan"), py::arg("n_tokens"), py::arg("n_outputs"), py::arg("token_rows"), py::arg("output_rows"),
+            py::arg("stop_early"), py::arg("compression"), py::arg("scale_block"),
             "Read the plan's nodes in the next decode: the rows named as indices into the batch, and the same rows "
             "as indices among its outputs (empty where some is no output).")
         .def("listed", &Tapper::listed, "The graph recorded since list().")

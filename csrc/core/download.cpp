@@ -86,8 +86,7 @@ std::vector<const void *> Download::fetch(const std::vector<const ggml_tensor *>
         bytes.nb[1] = bytes.nb[2] = bytes.nb[3] = static_cast<size_t>(bytes.ne[0]);
         ggml_backend_tensor_get(&bytes, host + stretch.offset, 0, static_cast<size_t>(bytes.ne[0]));
         for (const size_t member : stretch.members)
-            addresses[member] =
-                host + stretch.offset + (static_cast<char *>(tensors[member]->data) - stretch.begin);
+            addresses[member] = host + stretch.offset + (static_cast<char *>(tensors[member]->data) - stretch.begin);
     }
     return addresses;
 }

@@ -27,8 +27,8 @@ struct Node {
     ggml_op op = GGML_OP_NONE;
     ggml_type type = GGML_TYPE_F32;
     std::array<int64_t, GGML_MAX_DIMS> ne{}; // elements per dimension, ggml's order: ne[0] is the innermost
-    bool computed = true; // false: a branch of the graph that was not taken, its memory is garbage
-    bool host = true;     // its memory is the host's
+    bool computed = true;                    // false: a branch of the graph that was not taken, its memory is garbage
+    bool host = true;                        // its memory is the host's
     bool view = false;                       // shares the memory of another tensor
     int root = -1;       // ordinal of the node whose memory it uses: itself, or the root of the view; -1: no node's
     bool memory = false; // a view of memory that outlives the graph (the KV cache, a recurrent state, a weight)

@@ -91,11 +91,9 @@ void Tapper::tap(std::shared_ptr<const Plan> plan, Pass pass) {
     left_.assign(plan_->taps_.size(), nullptr);
     // Memory in place is for all rows of the batch. Where only few are wanted it would be mostly wasted, and such
     // batches are long enough for a cut in the graph not to matter.
-    leave_ = in_place_ != InPlace::never &&
-             2 * static_cast<int64_t>(pass_.token_rows.size()) >= pass_.n_tokens;
+    leave_ = in_place_ != InPlace::never && 2 * static_cast<int64_t>(pass_.token_rows.size()) >= pass_.n_tokens;
     const size_t alignment_waste = 256 * plan_->taps_.size();
-    redirects_.begin(alignment_waste + plan_->fixed_bytes_ +
-                     plan_->token_bytes_ * static_cast<size_t>(pass_.n_tokens) +
+    redirects_.begin(alignment_waste + plan_->fixed_bytes_ + plan_->token_bytes_ * static_cast<size_t>(pass_.n_tokens) +
                      plan_->output_bytes_ * static_cast<size_t>(pass_.n_outputs));
     mode_ = Mode::tap;
 }
@@ -113,8 +111,8 @@ Graph Tapper::listed() {
 Outcome Tapper::finish() {
     if (mode_ != Mode::tap) throw std::logic_error("finish() without tap()");
     if (outcome_.status == Status::ok && !stopped_ && cursor_ != plan_->ops_.size())
-        fail(Status::graph_changed, "the graph has " + std::to_string(cursor_) + " nodes, not " +
-                                        std::to_string(plan_->ops_.size()));
+        fail(Status::graph_changed,
+             "the graph has " + std::to_string(cursor_) + " nodes, not " + std::to_string(plan_->ops_.size()));
     if (outcome_.status == Status::ok) {
         try {
             const std::vector<const void *> addresses = download_.fetch(left_);
@@ -126,8 +124,8 @@ Outcome Tapper::finish() {
     }
     Outcome outcome = std::exchange(outcome_, Outcome{});
     if (outcome.status == Status::out_of_memory)
-        outcome.detail = std::to_string(plan_->taps_.size()) + " nodes of a batch of " +
-                         std::to_string(pass_.n_tokens) + " tokens";
+        outcome.detail =
+            std::to_string(plan_->taps_.size()) + " nodes of a batch of " + std::to_string(pass_.n_tokens) + " tokens";
     if (outcome.status != Status::ok) outcome.arrays.clear();
     off();
     return outcome;
@@ -227,15 +225,15 @@ bool Tapper::prepare(const ggml_tensor * t, const Plan::Wanted & wanted, Array *
     if (tap.kind != RowKind::whole) {
         const int64_t expected = tap.kind == RowKind::token ? pass_.n_tokens : pass_.n_outputs;
         if (t->ne[tap.axis] != expected)
-            return refuse(Status::wrong_rows, " has " + std::to_string(t->ne[tap.axis]) +
-                                                  " rows where the batch has " + std::to_string(expected));
+            return refuse(Status::wrong_rows, " has " + std::to_string(t->ne[tap.axis]) + " rows where the batch has " +
+                                                  std::to_string(expected));
         const std::vector<int32_t> & rows = rows_of(tap);
         if (rows.size() != pass_.token_rows.size())
             return refuse(Status::wrong_rows, " has rows only for outputs, and a wanted token is not one");
         for (const int32_t row : rows)
             if (row < 0 || row >= expected)
-                return refuse(Status::wrong_rows, " has no row " + std::to_string(row) + " in a batch of " +
-                                                      std::to_string(expected));
+                return refuse(Status::wrong_rows,
+                              " has no row " + std::to_string(row) + " in a batch of " + std::to_string(expected));
         array->shape.push_back(static_cast<int64_t>(rows.size()));
     }
     for (int d = GGML_MAX_DIMS - 1; d >= 0; d--) {

@@ -48,7 +48,7 @@ private:
         int root; // the node in whose memory it can be left until the decode is over; -1: it must be copied at once
     };
     std::vector<ggml_op> ops_;
-    std::vector<bool> roots_; // by ordinal: some tap has this root
+    std::vector<bool> roots_;  // by ordinal: some tap has this root
     std::vector<Wanted> taps_; // by ordinal
     // Memory of the roots: bytes that do not depend on the batch, bytes per token and bytes per output.
     size_t fixed_bytes_ = 0, token_bytes_ = 0, output_bytes_ = 0;
@@ -132,9 +132,9 @@ private:
     GraphRecorder recorder_;
     std::shared_ptr<const Plan> plan_;
     Pass pass_;
-    size_t cursor_ = 0;    // nodes asked about in this decode
-    size_t next_tap_ = 0;  // taps met in this decode
-    bool leave_ = false;   // leave nodes in place in this decode
+    size_t cursor_ = 0;   // nodes asked about in this decode
+    size_t next_tap_ = 0; // taps met in this decode
+    bool leave_ = false;  // leave nodes in place in this decode
     bool stopped_ = false;
     Outcome outcome_;
     std::vector<const ggml_tensor *> left_; // by tap: the node left in place, or null
