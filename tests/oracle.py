@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 from loom_gguf import Model
 from loom_gguf._native import lib
+from loom_gguf.weights import Weights
 
 Array = npt.NDArray[Any]
 
@@ -121,3 +122,8 @@ def plain(name: str, **settings: Any) -> Plain:
 def open_model(name: str, **settings: Any) -> Model:
     """A fidelity model, exact and on one thread unless said otherwise: threads that wait for others spin."""
     return Model(fidelity_file(name), **({"precision": "exact", "n_threads": 1} | settings))
+
+
+def open_weights(name: str) -> Weights:
+    """A fidelity model's weights, for contexts of the test's own. To be closed."""
+    return Weights(fidelity_file(name))
