@@ -127,7 +127,7 @@ class Captured:
             plan = self.context.catalog.topology(len(tokens)).select(self.capture).plan
         began = self._clock()
         if plan is not None:
-            tapper.tap(plan, len(tokens), len(rows), rows, list(range(len(rows))), False)
+            tapper.tap(plan, len(tokens), len(rows), rows, list(range(len(rows))), False, _core.Compression.NONE, 0)
         status = lib.llama_decode(self.context.handle, batch)
         lib.llama_synchronize(self.context.handle)
         told = tapper.finish() if plan is not None else (_core.Status.OK, "", [])

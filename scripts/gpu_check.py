@@ -268,11 +268,12 @@ def main() -> int:
         quantized = "q4" in path.stem or "q8" in path.stem
         tolerance = options.quantized_tolerance if quantized else options.tolerance
         for precision in ("exact", "fast"):
+            n_before = len(rows)
             try:
                 rows += check(path, precision, device_layers, tolerance, options.threads)  # type: ignore[arg-type]
             except LoomError as error:
                 rows.append([path.stem, precision, "", "", "", "", f"FAILED: {type(error).__name__}: {error}"])
-            print(*(" | ".join(row) for row in rows[-5:]), sep="\n", flush=True)
+            print(*(" | ".join(row) for row in rows[n_before:]), sep="\n", flush=True)
     failures = [row for row in rows if row[-1].startswith("FAILED")]
     head = [
         "model",

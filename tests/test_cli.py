@@ -365,9 +365,9 @@ def test_as_a_program_in_a_locale_without_utf8(tmp_path):
 def test_the_parsers_are_quick_to_load():
     """Without the package's own __init__, which decides for itself what it loads."""
     code = """if True:
-        import sys, types
+        import importlib.util, sys, types
         package = types.ModuleType("loom_gguf")
-        package.__path__ = ["loom_gguf"]
+        package.__path__ = importlib.util.find_spec("loom_gguf").submodule_search_locations
         sys.modules["loom_gguf"] = package
         from loom_gguf.cli import main
         main(["--help"])
