@@ -42,23 +42,26 @@ def render_chat(
     add_generation_prompt: bool = True,
     bos_token: str = "",
     eos_token: str = "",
+    variables: Mapping[str, Any] | None = None,
 ) -> str:
-    """The text of a conversation.
+    """The text of a conversation. `variables`: more names for the template, e.g. enable_thinking.
 
     Templates come with files from anywhere: they run in Jinja's sandbox, see only what they are given, and cannot
     change it. ChatTemplateError tells what a template says against the messages, or what is wrong with it.
     """
     _check(template, messages, tools)
     try:
-        return _ENVIRONMENT.from_string(template).render(
-            messages=messages,
-            tools=tools,
-            add_generation_prompt=add_generation_prompt,
-            bos_token=bos_token,
-            eos_token=eos_token,
-            raise_exception=_raise_exception,
-            strftime_now=_strftime_now,
-        )
+        names: dict[str, Any] = {
+            "messages": messages,
+            "tools": tools,
+            "add_generation_prompt": add_generation_prompt,
+            "bos_token": bos_token,
+            "eos_token": eos_token,
+            "raise_exception": _raise_exception,
+            "strftime_now": _strftime_now,
+        }
+        # What is fixed wins over what a caller adds.
+        return _ENVIRONMENT.from_string(template).render({**(variables or {}), **names})
     except _RefusedError as error:
         raise ChatTemplateError(f"the chat template refuses these messages: {error}") from None
     except TemplateSyntaxError as error:

@@ -96,12 +96,14 @@ class Stream:
         self.cancelled = False
 
     def __iter__(self) -> Iterator[Event]:
-        """Events as they come; leaving the loop early cancels the job."""
+        """Events as they come; leaving the loop early cancels the job. After cancel() no more come."""
         ended = False
         try:
             while not ended:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._events)
+                    self._changed.wait_for(lambda: self._events or self.cancelled)
+                    if self.cancelled:
+                        return
                     event = self._events.popleft()
                     room = len(self._events) == self._size - 1
                 if room:
@@ -113,8 +115,10 @@ class Stream:
                 self.cancel()
 
     def cancel(self) -> None:
-        """Want no more: the job's sequence is free within one step."""
-        self.cancelled = True
+        """Want no more: the job's sequence is free within one step. From any thread, also while another one reads."""
+        with self._changed:
+            self.cancelled = True
+            self._changed.notify()
         self._wake()
 
     def put(self, event: Event) -> None:
@@ -394,7 +398,11 @@ class Engine:
         if job.max_tokens == 0:
             self._free(slot, self._finished(running, "stop"))
             return
-        choice = running.tokens.sample(part.at + len(part.piece) - 1)
+        try:
+            choice = running.tokens.sample(part.at + len(part.piece) - 1)
+        except LoomError as error:  # this job's own grammar or numbers; the others of the batch go on
+            self._free(slot, Failed(error))
+            return
         ended = self._speaker.ends_generation(choice.token_id)
         text = "" if ended else running.text.feed(self._speaker.piece(choice.token_id))
         reason: FinishReason | None = None

@@ -18,6 +18,7 @@ LoomError
 ├── NotGenerativeError          an encoder was asked to generate
 ├── ContextFullError            other sequences hold the cells or sequence slots that this one needs
 ├── EngineBusyError             too many requests wait for this model
+├── RunnerDiedError             the process that had the model ended by itself
 ├── DecodeError                 llama.cpp refused a batch
 ├── SamplingError               sampling parameters out of range
 │   └── GrammarError            a grammar or JSON schema that cannot be followed
@@ -59,6 +60,7 @@ __all__ = [
     "PromptError",
     "PromptTooLongError",
     "RowMismatchError",
+    "RunnerDiedError",
     "SamplingError",
     "StatesError",
     "StatesFileError",
@@ -138,6 +140,10 @@ class ContextFullError(LoomError):
 
 class EngineBusyError(LoomError):
     """Too many requests wait for this model already."""
+
+
+class RunnerDiedError(LoomError):
+    """The process that had the model ended without being asked to; the next request starts another one."""
 
 
 class DecodeError(LoomError):

@@ -16,6 +16,7 @@ from loom_gguf import (
     DecodeError,
     EmptyPromptError,
     EngineBusyError,
+    GrammarError,
     ModelClosedError,
     PromptTooLongError,
 )
@@ -408,3 +409,19 @@ def test_leaving_the_loop_frees_the_sequence(real):
             assert isinstance(event, Token)
             break
     assert isinstance(list(engine.submit(Job((1, 2), max_tokens=2)))[-1], Finished)
+
+
+def test_a_jobs_own_dead_end_is_its_own():
+    """A grammar that allows no token ends its job; the one beside it does not notice."""
+
+    class DeadEnd(Counter):
+        def sample(self, index: int) -> Choice:
+            raise GrammarError("nothing fits")
+
+    context = FakeContext()
+    makers = iter([DeadEnd, Counter])
+    engine = Engine(context, Letters(), lambda sampling, prompt: next(makers)(), parallel=2)
+    bad, good = engine.submit(job([1])), engine.submit(job([2]))
+    run(engine)
+    assert isinstance(events(bad)[-1].error, GrammarError)
+    assert text(good) == "abcd"

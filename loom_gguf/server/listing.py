@@ -1,0 +1,166 @@
+"""What there is: the server itself, its models, and those that are loaded. And what is not there, in words."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from ..cli.output import count_text
+from ..errors import LoomError
+from ..gguf_file import read_gguf
+from .errors import RequestError
+from .http import Json, read
+from .models import Entry, Facts, Models, modified, rfc3339
+from .prompts import can_think
+from .schemas import ShowBody
+from .services import services
+
+logger = logging.getLogger(__name__)
+
+OLLAMA_VERSION = "0.12.0"  # of the API that is followed; clients compare it
+_NEVER = datetime(9999, 12, 31, 23, 59, 59, tzinfo=timezone.utc)  # clients want a time, also of what stays
+_SUFFIXES = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K"))
+
+
+async def root(request: Request) -> Response:
+    """GET /: that somebody is here."""
+    return PlainTextResponse("loom_gguf is running (Ollama's API)")
+
+
+async def version(request: Request) -> Response:
+    """GET /api/version."""
+    from .. import __version__
+
+    return Json({"version": OLLAMA_VERSION, "loom_gguf": __version__})
+
+
+async def tags(request: Request) -> Response:
+    """GET /api/tags."""
+    models = services(request).models
+    return Json({"models": await asyncio.to_thread(_tags, models)})
+
+
+def _tags(models: Models) -> list[dict[str, Any]]:
+    found = []
+    for entry in models.entries():
+        try:
+            found.append(_described(entry, models) | {"modified_at": modified(entry.path)})
+        except (LoomError, OSError) as error:
+            logger.warning("not listed: %s", error)
+    return found
+
+
+async def ps(request: Request) -> Response:
+    """GET /api/ps."""
+    found = services(request)
+
+    def describe() -> list[dict[str, Any]]:
+        entries = {entry.path: entry for entry in found.models.entries()}
+        return [
+            _described(entries.get(model.path, Entry(model.path.stem, model.path)), found.models)
+            | {
+                "expires_at": rfc3339(model.expires_at or _NEVER),
+                "size_vram": 0,  # what llama.cpp put on a GPU is not known here
+                "context_length": model.info.n_ctx,
+            }
+            for model in loaded
+        ]
+
+    loaded = list(found.manager.loaded())
+    return Json({"models": await asyncio.to_thread(describe)})
+
+
+def _described(entry: Entry, models: Models) -> dict[str, Any]:
+    return {
+        "name": entry.tag,
+        "model": entry.tag,
+        "size": entry.path.stat().st_size,
+        "digest": models.digest(entry.path),
+        "details": _details(models.facts(entry.path)),
+    }
+
+
+def _details(facts: Facts) -> dict[str, Any]:
+    return {
+        "parent_model": "",
+        "format": "gguf",
+        "family": facts.arch,
+        "families": [facts.arch],
+        "parameter_size": _parameters(facts.n_params),
+        "quantization_level": facts.quantization,
+    }
+
+
+def _parameters(n: int) -> str:
+    """ "8.0B", as Ollama shows it."""
+    return next((f"{n / unit:.1f}{suffix}" for unit, suffix in _SUFFIXES if n >= unit), str(n))
+
+
+async def show(request: Request) -> Response:
+    """POST /api/show."""
+    body = await read(request, ShowBody)
+    entry, facts = await services(request).find(body.model)
+    answer = {
+        "license": _text(facts.metadata.get("general.license")),
+        "modelfile": f"# {entry.path.name}, {count_text(facts.n_params)} parameters\nFROM {entry.tag}\n",
+        "parameters": "",
+        "template": facts.template,
+        "system": "",
+        "details": _details(facts),
+        "messages": [],
+        "model_info": {key: _plain(value) for key, value in facts.metadata.items()}
+        | {"general.parameter_count": facts.n_params},
+        "capabilities": _capabilities(facts),
+        "modified_at": modified(entry.path),
+        "hidden_states": {"level": facts.hidden_level, "how": facts.hidden_sentence},
+    }
+    if body.verbose:
+        answer |= await asyncio.to_thread(_verbose, entry.path)
+    return Json(answer)
+
+
+def _verbose(path: Path) -> dict[str, Any]:
+    file = read_gguf(path)
+    return {
+        "model_info": {key: _plain(value) for key, value in file.metadata.items()}
+        | {"general.parameter_count": file.n_params},
+        "tensors": [
+            {"name": tensor.name, "type": tensor.type.upper(), "shape": list(reversed(tensor.shape))}  # ggml's order
+            for tensor in file.tensors
+        ],
+    }
+
+
+def _capabilities(facts: Facts) -> list[str]:
+    if facts.hidden_level == "prompt":
+        return ["embedding"]
+    tools = "tools" in facts.template or "tokenizer.chat_template.tool_use" in facts.metadata
+    return ["completion", *(["tools"] if tools else []), *(["thinking"] if can_think(facts) else [])]
+
+
+def _plain(value: Any) -> Any:
+    """A metadata value as JSON has it."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def refuse(what: str) -> Callable[[Request], Awaitable[Response]]:
+    """A route of Ollama's that is not here, with a word on what to do instead."""
+
+    async def refused(request: Request) -> Response:
+        raise RequestError(501, what)
+
+    return refused

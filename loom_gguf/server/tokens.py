@@ -1,0 +1,46 @@
+"""Texts of single tokens, from a file's vocabulary alone: for log-probabilities, which name tokens by number."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_SPACE = "▁"  # SentencePiece's
+_NORMAL, _BYTE_TYPE = 1, 6  # of tokenizer.ggml.token_type
+
+
+def _byte_of_character() -> dict[str, int]:
+    """Byte-level vocabularies write each byte as a printable character: those that are none, from U+0100 on."""
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    table = {chr(byte): byte for byte in shown}
+    hidden = (byte for byte in range(256) if byte not in shown)
+    return table | {chr(0x100 + i): byte for i, byte in enumerate(hidden)}
+
+
+_BYTES = _byte_of_character()
+
+
+class TokenTexts:
+    """The vocabulary of one model."""
+
+    def __init__(self, metadata: Mapping[str, Any]) -> None:
+        """`metadata`: of the whole file, with the vocabulary's arrays."""
+        self._tokens = metadata.get("tokenizer.ggml.tokens", [])
+        self._types = metadata.get("tokenizer.ggml.token_type")
+        self._byte_level = metadata.get("tokenizer.ggml.model") == "gpt2"
+
+    def __call__(self, token_id: int) -> bytes:
+        """The bytes of a token; of a special token its name."""
+        if not 0 <= token_id < len(self._tokens):
+            return b""
+        text: str = self._tokens[token_id]
+        kind = _NORMAL if self._types is None else int(self._types[token_id])
+        if kind == _BYTE_TYPE and (byte := _BYTE.fullmatch(text)):
+            return bytes([int(byte[1], 16)])
+        if kind == _NORMAL and self._byte_level and all(c in _BYTES for c in text):
+            return bytes(_BYTES[c] for c in text)
+        if kind == _NORMAL and not self._byte_level:
+            text = text.replace(_SPACE, " ")
+        return text.encode("utf-8", "surrogateescape")
