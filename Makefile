@@ -70,6 +70,7 @@ docs: $(VENV)/.base ## write docs/cli.md from the command line's own help
 
 check-docs: $(VENV)/.base ## fail where docs/cli.md is out of date
 	$(BIN)/python scripts/generate_cli_docs.py --check
+	$(BIN)/python scripts/fidelity_table.py --check
 
 # llama-cpp-python brings the ggml that the tests run: any of the stamps will do.
 cpp-test: $(VENV)/.base ## the C++ core's tests under AddressSanitizer and UBSan (needs doctest and cmake)

@@ -205,7 +205,7 @@ def torch_reference(shape_name: str, n_threads: int, rounds: int) -> list[str]:
                 began = time.perf_counter()
                 model(tokens[:, PROMPT:], past_key_values=cache, use_cache=True, output_hidden_states=True)
                 seconds.append(time.perf_counter() - began)
-                cache.crop(PROMPT)
+                cache.crop(-1)  # the one token that came last
         rows.append([str(dtype).removeprefix("torch."), spread(np.array(seconds[1:]))])
         del model, cache
     title = f"### PyTorch {torch.__version__}, transformers {transformers.__version__}: one token, the same shape"

@@ -63,10 +63,10 @@ def decodes(path: Path) -> Iterator[None]:
                 yield  # one decode each
 
 
-def watched(title: str, n: int, do: Callable[[int], object]) -> tuple[list[str], str]:
-    """RSS over n calls: a row of the table for each of SAMPLES points, and a verdict.
+def watched(title: str, n: int, do: Callable[[int], object]) -> list[str]:
+    """RSS over n calls, as a row of the table; prints the growth.
 
-    The first fifth is left out of the verdict: allocators take their working size then.
+    The first fifth is left out of the growth: allocators take their working size then.
     """
     began = time.perf_counter()
     points = np.unique(np.linspace(0, n, SAMPLES + 1).astype(int))
@@ -81,9 +81,8 @@ def watched(title: str, n: int, do: Callable[[int], object]) -> tuple[list[str],
     steady = points >= n / 5
     slope = np.polyfit(points[steady], np.array(sizes)[steady], 1)[0] if steady.sum() > 2 else 0.0
     shown = [f"{sizes[i] / 1024:.1f}" for i in np.linspace(0, len(points) - 1, 6).astype(int)]
-    verdict = f"{title}: growth per 1,000: {slope * 1000:.1f} kB"
-    print(f"{verdict} ({n:,} in {seconds:.0f} s)", flush=True)
-    return [title, f"{n:,}", *shown, f"{slope * 1000:.1f} kB", f"{seconds:.0f}"], verdict
+    print(f"growth per 1,000 {title}: {slope * 1000:.1f} kB ({n:,} in {seconds:.0f} s)", flush=True)
+    return [title, f"{n:,}", *shown, f"{slope * 1000:.1f} kB", f"{seconds:.0f}"]
 
 
 def main() -> None:
@@ -101,8 +100,7 @@ def main() -> None:
         ("cycles", options.cycles, lambda i: cycle(options.model, i)),
         ("cycles of llama.cpp alone", options.cycles, lambda i: plain_cycle(options.model, i)),
     ):
-        row, _ = watched(title, n, do)
-        rows.append(row)
+        rows.append(watched(title, n, do))
     head = ["", "number", *(f"RSS at {share} %, MiB" for share in range(0, 101, 20)), "growth per 1,000", "seconds"]
     text = "\n\n".join(
         [

@@ -2,6 +2,8 @@
 // graph that is used again afterwards computes what it always computed.
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <cstring>
 #include <memory>
 
 #include "capture.h"
@@ -53,6 +55,58 @@ TEST_CASE("layers are read without a cut, in each of many decodes over one graph
         CHECK(counted.n_cuts == 0);
     }
     CHECK(counted.tapper.arena_size() > 0);
+}
+
+TEST_CASE("nothing writes into our memory once a node is no longer wanted") {
+    Setup s;
+    Tapper tapper;
+    Engine engine(&tapper);
+    const TinyGraph graph = s.model.build(s.batch);
+    engine.prepare(graph.gf);
+    std::vector<const void *> own;
+    for (int i = 0; i < ggml_graph_n_nodes(graph.gf); i++) own.push_back(ggml_graph_node(graph.gf, i)->data);
+    s.model.clear_cache();
+    tapper.tap(s.plan(s.all), all_outputs(s.batch));
+    engine.compute(graph, 1);
+    REQUIRE(tapper.finish().status == Status::ok);
+
+    struct Slot {
+        int ordinal;
+        char * data;
+        size_t size;
+        bool poisoned() const {
+            return std::all_of(data, data + size, [](char byte) { return byte == '\xab'; });
+        }
+    };
+    std::vector<Slot> slots;
+    for (int i = 0; i < ggml_graph_n_nodes(graph.gf); i++) {
+        const ggml_tensor * t = ggml_graph_node(graph.gf, i);
+        if (t->view_src == nullptr && t->data != own[static_cast<size_t>(i)])
+            slots.push_back({i, static_cast<char *>(t->data), ggml_nbytes(t)});
+    }
+    REQUIRE(slots.size() > 20);
+    const auto poison = [&] {
+        for (const Slot & slot : slots) std::memset(slot.data, '\xab', slot.size);
+    };
+
+    poison();
+    s.model.clear_cache();
+    tapper.off();
+    engine.compute(graph, 2);
+    for (const Slot & slot : slots) {
+        CHECK(slot.poisoned());
+        CHECK(ggml_graph_node(graph.gf, slot.ordinal)->data == own[static_cast<size_t>(slot.ordinal)]);
+    }
+    CHECK(last_node_bytes(graph) == Reference(s.model, s.batch, 2).logits());
+
+    // One wanted again: it alone is written.
+    const int layer = s.listed.find("l_out-0", -1);
+    poison();
+    s.model.clear_cache();
+    tapper.tap(s.plan({{layer, RowKind::token, 1, 2}}), all_outputs(s.batch));
+    engine.compute(graph, 3);
+    REQUIRE(tapper.finish().status == Status::ok);
+    for (const Slot & slot : slots) CHECK(slot.poisoned() == (slot.ordinal != layer));
 }
 
 TEST_CASE("never in place means never") {

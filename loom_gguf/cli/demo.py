@@ -11,8 +11,9 @@ from ..errors import StatesFileError
 from .output import console, size_text
 from .recording import Recording
 
-PROMPT = "There once was a hungry fox"
-MAX_TOKENS = 32
+PROMPT = "One morning a fox"
+TEMPERATURE, SEED = 0.7, 1
+MAX_TOKENS = 64  # this story ends before
 STATES = "hidden_states.safetensors"
 PICTURE = "hidden_states.png"
 
@@ -50,7 +51,9 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(PROMPT)
         recording = Recording()
         everything = Capture.all_layers(embedding=True, final=True)
-        for step in model.generate(PROMPT, capture=everything, prompt_states=True, max_tokens=MAX_TOKENS):
+        for step in model.generate(
+            PROMPT, capture=everything, prompt_states=True, max_tokens=MAX_TOKENS, temperature=TEMPERATURE, seed=SEED
+        ):
             recording.play(step)
         print("\n")
         states = recording.states
