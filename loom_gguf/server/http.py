@@ -111,6 +111,8 @@ class Lines(Response):
                 try:
                     async for line in self._rest:
                         await send({"type": "http.response.body", "body": line, "more_body": True})
+                        # Where neither side ever has to wait, others' turn, and the watch's for a client that has gone.
+                        await asyncio.sleep(0)
                 except OSError:
                     raise
                 except Exception as error:

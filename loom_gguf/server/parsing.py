@@ -90,12 +90,17 @@ class _Calls:
     def __init__(self, tools: Collection[str]) -> None:
         self._tools = tools
         self._text = ""
+        self._skip_space = False  # what follows a call parts it from what is next
         self._begun = False  # something other than space was given out: a bare object would be part of a text
 
     def feed(self, text: str) -> Piece:
         self._text += text
         piece = Piece()
         while self._text:
+            if self._skip_space:
+                self._text = self._text.lstrip()
+                self._skip_space = not self._text
+                continue
             if not self._begun and self._text.lstrip().startswith("{"):
                 return piece  # the object may go on: finish() looks at it
             before, mark, rest = self._text.partition(_CALL)
@@ -113,8 +118,7 @@ class _Calls:
             calls = self._parse(body)
             if calls:
                 piece += (self._content(before) if before.strip() else Piece()) + Piece(tool_calls=calls)
-                self._begun = True
-                after = after.lstrip()
+                self._begun = self._skip_space = True
             else:
                 piece += self._content(before + mark + body + end)
             self._text = after

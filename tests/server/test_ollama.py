@@ -142,7 +142,8 @@ def test_prompts(client: TestClient, runner: FakeRunner) -> None:
     tools = [{"type": "function", "function": {"name": "look"}}]
     call = {"function": {"name": "look", "arguments": {}}}
     chat(client, tools=tools, messages=[
-        {"role": "assistant", "tool_calls": [call], "thinking": "hm"}, {"role": "tool", "content": "5", "tool_name": "look"},
+        {"role": "assistant", "tool_calls": [call], "thinking": "hm"},
+        {"role": "tool", "content": "5", "tool_name": "look"},
     ])  # fmt: skip
     user = {"role": "user", "content": "hi"}
     assert [request.prompt for request in runner.requests] == [

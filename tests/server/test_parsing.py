@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -49,7 +50,7 @@ def test_in_one_and_letter_by_letter(text: str, piece: Piece) -> None:
 def test_cut_anywhere(case: tuple[str, Piece], cuts: list[int]) -> None:
     text, piece = case
     ends = [0, *sorted(cuts), len(text)]
-    assert parse(text[a:b] for a, b in zip(ends, ends[1:], strict=False)) == piece
+    assert parse(text[a:b] for a, b in pairwise(ends)) == piece
 
 
 @given(st.text(alphabet="<think>/ {}ab", max_size=40))
