@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     models = Models(settings.models_dir, files)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("loom_gguf").setLevel(logging.INFO)
-    logging.getLogger("loom_gguf.llama_cpp").setLevel(logging.WARNING)  # dozens of lines for each model that is loaded
+    logging.getLogger("loom_gguf.llama_cpp").setLevel(logging.WARNING)  # it says hundreds of lines about each model
     with _listen(settings.host, settings.port) as listening:
         asyncio.run(_serve(settings, models, files, listening))
     return 0

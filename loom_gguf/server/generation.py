@@ -19,6 +19,7 @@ from ..requests import GenerateRequest, LoadParams, ModelInfo, Started
 from .errors import RequestError, describe
 from .hidden import Hidden
 from .http import Json, gone, read, streamed, unless_gone
+from .interfaces import Event
 from .models import Entry, rfc3339
 from .options import check_generate, keep_alive, max_tokens, parse_options, sampling, stop_texts
 from .parsing import Parser, Piece, tool_names
@@ -119,8 +120,8 @@ async def _lines(found: Services, call: Call) -> AsyncGenerator[JsonLine, None]:
             writer = _Writer(call, texts)
             async with aclosing(runner.generate(_with_capture(call, runner.info))) as events:
                 async for event in events:
+                    _note(summary, event)
                     if isinstance(event, Finished):
-                        _note(summary, event)
                         for line in writer.finish(event, summary.started, load_seconds):
                             summary.outcome = "done"  # before the client has all of it, and goes
                             yield line
@@ -158,9 +159,14 @@ def _with_capture(call: Call, info: ModelInfo) -> GenerateRequest:
     )
 
 
-def _note(summary: Summary, event: Finished) -> None:
-    summary.n_prompt, summary.n_generated = event.n_prompt, event.n_generated
-    summary.generate_seconds = event.generate_seconds
+def _note(summary: Summary, event: Event) -> None:
+    """For the log; counted on the way, because a client may go before the end."""
+    if isinstance(event, Started):
+        summary.n_prompt = len(event.tokens)
+    elif isinstance(event, Token):
+        summary.n_generated += 1
+    elif isinstance(event, Finished):
+        summary.generate_seconds = event.generate_seconds
 
 
 class _Writer:

@@ -46,16 +46,19 @@ class Hidden:
         self._wanted = wanted
         self.n_bytes = 0  # of the numbers in the records so far
         indices = wanted.layers
+        self._layers = None if indices is None else frozenset(indices)
         if indices is not None and any(index < 0 for index in indices):
             raise HiddenConfigError("layers must be non-negative")
         if wanted.scale_block is not None and wanted.compression != "int8":
             raise HiddenConfigError(f"scale_block belongs to int8; the compression is {wanted.compression}")
 
     @classmethod
-    def parse(cls, value: Mapping[str, Any] | None) -> Hidden | None:
+    def parse(cls, value: Any) -> Hidden | None:
         """The request's object; None where it wants nothing."""
         if value is None:
             return None
+        if not isinstance(value, dict):
+            raise HiddenConfigError("it must be an object, such as {}")
         try:
             wanted = ExposeHidden.model_validate(value)
         except ValidationError as error:
@@ -120,9 +123,10 @@ class Hidden:
     def _records(self, states: Captured, meta: _Meta) -> Iterator[tuple[Record, int]]:
         """Records with the number of their values."""
         roles, values = _outline(states)
+        layer_of = {key: il for il, key in roles.layers.items()}
         for key, value in values.items():
             rows = states[key] if isinstance(states, CompressedStates) else CompressedRows(value.array)
-            for layer, node in self._names(key, roles):
+            for layer, node in self._names(key, layer_of.get(key), roles):
                 if value.row_axis is None:
                     yield self._record(rows, meta, layer, node, whole=True), rows.data.size
                     continue
@@ -139,12 +143,11 @@ class Hidden:
                     )
                     yield self._record(part, here, layer, node), part.data.size
 
-    def _names(self, key: str, roles: Roles) -> list[tuple[int | None, str]]:
+    def _names(self, key: str, layer: int | None, roles: Roles) -> list[tuple[int | None, str]]:
         """What a node was asked for as: a layer, the embedding or the final state, or by its name; more than one where
         the same node is both.
         """
         wanted = self._wanted
-        layer = next((il for il, name in roles.layers.items() if name == key), None)
         names: list[tuple[int | None, str]] = []
         if layer is not None and self._wants_layer(layer, roles.n_layer):
             names.append((layer, key))
@@ -159,7 +162,7 @@ class Hidden:
     def _wants_layer(self, layer: int, n_layer: int) -> bool:
         if self._wanted.last_layer_only:
             return layer == n_layer - 1
-        return self._wanted.layers is None or layer in self._wanted.layers
+        return self._layers is None or layer in self._layers
 
     def _record(
         self, rows: CompressedRows, meta: _Meta, layer: int | None, node: str, *, whole: bool = False

@@ -106,21 +106,24 @@ class Lines(Response):
     async def _send(self, send: Send) -> None:
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            if self._first is not None:
-                await send({"type": "http.response.body", "body": self._first, "more_body": True})
-                try:
-                    async for line in self._rest:
-                        await send({"type": "http.response.body", "body": line, "more_body": True})
-                        # Where neither side ever has to wait, others' turn, and the watch's for a client that has gone.
-                        await asyncio.sleep(0)
-                except OSError:
-                    raise
-                except Exception as error:
-                    line = dumps(describe(error)[1]) + b"\n"
-                    await send({"type": "http.response.body", "body": line, "more_body": True})
+            line = self._first
+            while line is not None:
+                await send({"type": "http.response.body", "body": line, "more_body": True})
+                # Where neither side ever has to wait, others' turn, and the watch's for a client that has gone.
+                await asyncio.sleep(0)
+                line = await self._next()
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             await self._rest.aclose()
+
+    async def _next(self) -> bytes | None:
+        """The next line, which may be the error that ends them; None where there is none."""
+        try:
+            return await self._rest.__anext__()
+        except StopAsyncIteration:
+            return None
+        except Exception as error:
+            return dumps(describe(error)[1]) + b"\n"
 
 
 async def streamed(request: Request, lines: AsyncGenerator[dict[str, Any], None]) -> Response:

@@ -49,39 +49,45 @@ async def tags(request: Request) -> Response:
 
 
 def _tags(models: Models) -> list[dict[str, Any]]:
-    found = []
-    for entry in models.entries():
-        try:
-            found.append(_described(entry, models) | {"modified_at": modified(entry.path)})
-        except (LoomError, OSError) as error:
-            logger.warning("not listed: %s", error)
-    return found
+    return _listed(models, [(entry, {}) for entry in models.entries()])
 
 
 async def ps(request: Request) -> Response:
     """GET /api/ps."""
     found = services(request)
+    loaded = list(found.manager.loaded())
 
     def describe() -> list[dict[str, Any]]:
         entries = {entry.path: entry for entry in found.models.entries()}
-        return [
-            _described(entries.get(model.path, Entry(model.path.stem, model.path)), found.models)
-            | {
+        listed = []
+        for model in loaded:
+            more = {
                 "expires_at": rfc3339(model.expires_at or _NEVER),
                 "size_vram": 0,  # what llama.cpp put on a GPU is not known here
                 "context_length": model.info.n_ctx,
             }
-            for model in loaded
-        ]
+            listed.append((entries.get(model.path, Entry(model.path.stem, model.path)), more))
+        return _listed(found.models, listed)
 
-    loaded = list(found.manager.loaded())
     return Json({"models": await asyncio.to_thread(describe)})
+
+
+def _listed(models: Models, entries: list[tuple[Entry, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Those whose files can be read."""
+    listed = []
+    for entry, more in entries:
+        try:
+            listed.append(_described(entry, models) | more)
+        except (LoomError, OSError) as error:
+            logger.warning("not listed: %s", error)
+    return listed
 
 
 def _described(entry: Entry, models: Models) -> dict[str, Any]:
     return {
         "name": entry.tag,
         "model": entry.tag,
+        "modified_at": modified(entry.path),
         "size": entry.path.stat().st_size,
         "digest": models.digest(entry.path),
         "details": _details(models.facts(entry.path)),

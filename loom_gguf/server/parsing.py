@@ -114,10 +114,10 @@ class _Calls:
             body, end, after = rest.partition(_END_CALL)
             if not end:
                 self._text = mark + rest
-                return piece + (self._content(before) if before.strip() else Piece())
+                return piece + (self._content(before) if self._begun or before.strip() else Piece())
             calls = self._parse(body)
             if calls:
-                piece += (self._content(before) if before.strip() else Piece()) + Piece(tool_calls=calls)
+                piece += (self._content(before) if self._begun or before.strip() else Piece()) + Piece(tool_calls=calls)
                 self._begun = self._skip_space = True
             else:
                 piece += self._content(before + mark + body + end)

@@ -81,7 +81,7 @@ class GenerationRequest(ModelRequest):
     think: bool | str | None = None  # whether to think first, where the model can; null: as its template has it
     logprobs: bool | None = None  # tell every token's log-probability
     top_logprobs: Int = 0  # 0 to 20: and so many of the most probable tokens'
-    expose_hidden: dict[str, Any] | None = Field(
+    expose_hidden: Any = Field(
         default=None, validation_alias=AliasChoices("expose_hidden", "hidden_states")
     )  # see ExposeHidden
 

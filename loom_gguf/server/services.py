@@ -65,4 +65,5 @@ class Summary:
         if self.captured_bytes:
             parts.append(f"{self.captured_bytes / 1e6:.2f} MB captured")
         parts.append(f"{time.perf_counter() - self.started:.2f} s")
-        logger.info("%s %s: %s: %s", self.path, self.model, self.outcome, ", ".join(parts))
+        outcome = " ".join(self.outcome.split())  # an error may quote what a client sent: one line stays one line
+        logger.info("%s %s: %.500s: %s", self.path, self.model, outcome, ", ".join(parts))

@@ -202,11 +202,13 @@ def test_long_prompts_make_records_and_lines_of_bounded_length(
         ({"scale_block": 32}, "scale_block belongs to int8"),
         ({"nodes": [""]}, "nodes.0: "),
         ({"nodes": ["x"] * 257}, "nodes: "),
+        (True, "it must be an object"),
+        ([], "it must be an object"),
         ({"layers": [-1], "enabled": False}, "layers must be non-negative"),
     ],
 )
 @pytest.mark.parametrize("stream", [True, False])
-def test_invalid(client: TestClient, wanted: dict[str, Any], reason: str, stream: bool) -> None:
+def test_invalid(client: TestClient, wanted: Any, reason: str, stream: bool) -> None:
     answer = client.post(
         "/api/generate", json={"model": "plain", "prompt": "x", "stream": stream, "expose_hidden": wanted}
     )

@@ -120,7 +120,7 @@ def test_embed(real: TestClient) -> None:
         ({"model": "llama", "prompt": "x", "expose_hidden": {"layers": [9]}}, 400, "Invalid hidden state"),
         ({"model": "demo", "prompt": "x", "template": "{{ raise_exception('no') }}"}, 400, "the chat template refuses"),
         ({"model": "demo", "prompt": "x", "format": {"type": "nosuch"}}, 400, ""),
-        ({"model": "t5", "prompt": "x", "expose_hidden": {}}, 500, ""),
+        ({"model": "t5", "prompt": "x", "expose_hidden": {}}, 400, "Hidden state capture not supported for this model"),
     ],
 )
 def test_errors(real: TestClient, fields: dict[str, Any], status: int, text: str) -> None:
