@@ -11,11 +11,6 @@ from typing import Any
 import hypothesis
 import pytest
 
-# On CI the same examples each time, so that a run says something about the change; elsewhere they are searched anew.
-hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
-hypothesis.settings.register_profile("search", deadline=None)
-hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "search")
-
 sys.path.insert(0, str(Path(__file__).parent))  # for the helper modules that stand beside the tests
 
 from oracle import open_model
@@ -23,6 +18,11 @@ from oracle import open_model
 from loom_gguf import Model
 
 OpenModel = Callable[..., Model]
+
+# On CI the same examples each time, so that a run says something about the change; elsewhere they are searched anew.
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("search", deadline=None)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "search")
 
 
 @pytest.fixture(autouse=True)
