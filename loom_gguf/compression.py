@@ -97,6 +97,11 @@ class CompressedStates(Mapping[str, CompressedRows]):
         )
 
     @property
+    def outline(self) -> States:
+        """The same nodes, tokens, positions and roles as States, without their numbers."""
+        return self._like
+
+    @property
     def nbytes(self) -> int:
         """Size of all numbers and scales, in bytes."""
         return sum(rows.nbytes for rows in self._rows.values())

@@ -16,7 +16,6 @@ from .capture import Capture
 from .catalog import Catalog, Selection
 from .compression import CompressedRows, Kind, compress_rows
 from .errors import (
-    CaptureMemoryError,
     CaptureUnsupportedError,
     ContextError,
     ContextFullError,
@@ -24,6 +23,7 @@ from .errors import (
     ModelClosedError,
     RowMismatchError,
 )
+from .memory import capture_bytes, out_of_memory
 from .weights import Weights
 
 Precision = Literal["fast", "exact"]
@@ -184,7 +184,7 @@ class Context:
                 self._take_back(batch, detail)
                 self.catalog.learn(self._listed(batch), n_tokens)
                 self._take_back(batch, detail)
-            _raise_for(status, detail)
+            _raise_for(status, detail, capture_bytes(selection, len(keep)))
             rows = Rows(selection, tuple(CompressedRows(*array) for array in arrays), keep, batch, kind)
             return _cut_cells(rows, compression, scale_block) if cut else rows
 
@@ -314,13 +314,11 @@ def _cut_cells(rows: Rows, compression: Kind | None, scale_block: int) -> Rows:
     return Rows(rows.selection, tuple(arrays), rows.kept, rows.batch, compression)
 
 
-def _raise_for(status: _core.Status, detail: str) -> None:
+def _raise_for(status: _core.Status, detail: str, size: int) -> None:
     if status is _core.Status.OK:
         return
     if status is _core.Status.OUT_OF_MEMORY:
-        raise CaptureMemoryError(
-            f"no memory for the rows of {detail}: capture fewer nodes, or a shorter prompt at a time"
-        )
+        raise out_of_memory(f"the rows of {detail}", size)
     raise RowMismatchError(f"the capture was given up: {detail}. Please report this with the model's name")
 
 

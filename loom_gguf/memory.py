@@ -30,6 +30,14 @@ def available_bytes() -> int | None:
     return int(found[1]) * 1024 if found else None
 
 
+def out_of_memory(what: str, size: int) -> CaptureMemoryError:
+    """The error for rows of this size, in bytes, for which there was no memory after all."""
+    return CaptureMemoryError(
+        f"no memory for {what}, {size / 2**20:,.1f} MiB: capture fewer nodes, a shorter prompt, or only its last row "
+        f'(keep="last")'
+    )
+
+
 def need_memory(selection: Selection, n_rows: int) -> None:
     """Raise CaptureMemoryError where the rows cannot fit.
 

@@ -19,6 +19,7 @@ from .context import Context, ContextParams, Precision
 from .embedding import Pooling, check_pooling, normalized, pool
 from .errors import (
     CaptureError,
+    CaptureMemoryError,
     EmptyPromptError,
     ModelClosedError,
     NotGenerativeError,
@@ -26,7 +27,7 @@ from .errors import (
     SamplingError,
 )
 from .library import resolve
-from .memory import need_memory
+from .memory import capture_bytes, need_memory, out_of_memory
 from .sampling import Sampler, Sampling
 from .states import States
 from .text import TextStream
@@ -183,7 +184,9 @@ class Model:
         tokens = self._prompt(prompt)
         ctx = self._context
         # What cannot be captured is said before anything is computed.
-        need_memory(ctx.catalog.several.select(capture), len(tokens) if keep == "all" else 1)
+        selection = ctx.catalog.several.select(capture)
+        n_rows = len(tokens) if keep == "all" else 1
+        need_memory(selection, n_rows)
         sequence = ctx.open_sequence()
         try:
             parts = []
@@ -199,6 +202,10 @@ class Model:
                     continue
                 parts.append(ctx.decode_capturing(batch, capture, kept, stop_early=True).states())
             return States.concatenate(parts)
+        except CaptureMemoryError:
+            raise
+        except MemoryError:  # numpy's, where the pieces are put together
+            raise out_of_memory(f"the rows of {n_rows:,} tokens", capture_bytes(selection, n_rows)) from None
         finally:
             ctx.close_sequence(sequence)
 
@@ -287,7 +294,8 @@ class Model:
             raise SamplingError(f"max_tokens must be an integer of at least 1, not {max_tokens!r}")
         tokens = self._prompt(prompt)
         if _is_capture(capture):
-            self._context.catalog.several.select(capture)
+            selection = self._context.catalog.several.select(capture)
+            need_memory(selection, len(tokens) if prompt_states else 1)
         elif prompt_states:
             raise CaptureError("prompt_states=True needs a capture that says which nodes")
         if self._context.encoder:

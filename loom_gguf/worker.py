@@ -129,8 +129,8 @@ class _Worker:
             ),
         )
 
-        def choose(sampling: Sampling, prompt: Sequence[int]) -> _Chooser:
-            return _Chooser(Sampler(sampling, weights.vocab, context.n_ctx, prompt), context)
+        def choose(sampling: Sampling, prompt: Sequence[int]) -> Chooser:
+            return Chooser(Sampler(sampling, weights.vocab, context.n_ctx, prompt), context)
 
         engine = Engine(
             context,
@@ -177,14 +177,16 @@ def _of_vocabulary(key: str, value: object) -> bool:
 
 
 @dataclass
-class _Chooser:
+class Chooser:
     """Chooses a job's tokens; for the engine's thread."""
 
     sampler: Sampler
     context: Context
 
     def sample(self, index: int) -> Choice:
+        """A token from the logits of the batch's token number `index`."""
         return self.sampler.sample(self.context.handle, index)
 
     def close(self) -> None:
+        """Free it."""
         self.sampler.close()

@@ -25,6 +25,7 @@ from loom_gguf.context import Context, ContextParams
 from loom_gguf.engine import Engine, Stream
 from loom_gguf.jobs import Failed, Finished, Job, PromptRows, Token
 from loom_gguf.sampling import Choice, Sampler, Sampling
+from loom_gguf.worker import Chooser
 
 # -- a context that only keeps books -------------------------------------------------------------------------------
 
@@ -296,18 +297,6 @@ def test_closing_ends_everything():
 
 
 # -- a real context -------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Chooser:
-    sampler: Sampler
-    context: Context
-
-    def sample(self, index: int) -> Choice:
-        return self.sampler.sample(self.context.handle, index)
-
-    def close(self) -> None:
-        self.sampler.close()
 
 
 @pytest.fixture

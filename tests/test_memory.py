@@ -27,7 +27,8 @@ LIMITED = """
         resource.setrlimit(resource.RLIMIT_AS, (used + spare * 64 * 1024, resource.RLIM_INFINITY))
         try:
             model.forward(tokens, Capture.everything())
-        except (CaptureMemoryError, MemoryError):
+        except CaptureMemoryError as error:
+            assert "MiB" in str(error) or "GiB" in str(error), error
             refused += 1
     resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert refused, "there was room for everything"
@@ -46,6 +47,9 @@ def test_size_is_named_before_anything_is_computed(shared, monkeypatch):
     with pytest.raises(CaptureMemoryError, match=r"3 nodes at 500 tokens need .* GiB"):
         model.forward(tokens, Capture.all_layers())
     assert len(model.forward(tokens, Capture.all_layers(), keep="last").tokens) == 1
+    with pytest.raises(CaptureMemoryError, match="500 tokens"):
+        model.generate(tokens, capture=Capture.all_layers(), prompt_states=True)
+    next(model.generate(tokens, capture=Capture.all_layers()))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits a process's memory as Linux does")

@@ -220,7 +220,7 @@ def first_problem(error: ValidationError) -> str:
 
 def _outline(states: Captured) -> tuple[Roles, Mapping[str, Any]]:
     """Roles, and what is said of every node; without the numbers where they are compressed."""
-    like: States = states if isinstance(states, States) else states._like
+    like: States = states if isinstance(states, States) else states.outline
     return like.roles, like.values_by_key
 
 
