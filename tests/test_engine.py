@@ -414,3 +414,19 @@ def test_a_jobs_own_dead_end_is_its_own():
     run(engine)
     assert isinstance(events(bad)[-1].error, GrammarError)
     assert text(good) == "abcd"
+
+
+def test_rows_of_a_known_prompt_are_computed_anew(real, shared):
+    """A beginning that is in the cache yields no rows: who wants the prompt's rows must not be given it."""
+    engine, _ = real
+    prompt, capture = random_tokens(20), Capture.all_layers()
+    alone = shared("llama").forward(prompt, capture)
+    for _ in range(3):
+        got = list(engine.submit(Job(tuple(prompt), max_tokens=2, capture=capture, prompt_rows=True)))
+        assert got[-1].n_reused == 0
+        states = [event.states for event in got if isinstance(event, PromptRows)]
+        assert [p for s in states for p in s.positions] == list(range(19))
+        assert relative_error(np.concatenate([s["l_out-1"] for s in states]), alone["l_out-1"][:-1]) <= 1e-5
+    again = list(engine.submit(Job(tuple(prompt), max_tokens=2, capture=capture)))
+    assert again[-1].n_reused == 19
+    assert relative_error(again[0].states["l_out-1"], alone["l_out-1"][-1]) <= 1e-5
