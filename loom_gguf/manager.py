@@ -74,6 +74,7 @@ class LoadedModel:
     info: ModelInfo
     expires_at: datetime | None  # when it goes if nobody uses it (any more, from now on); None: never
     in_use: int  # how many use it
+    idle_since: datetime | None = None  # when the last use ended; None: in use
 
 
 class _Entry:
@@ -88,6 +89,7 @@ class _Entry:
         self.leaving: asyncio.Task[None] | None = None
         self.timer: asyncio.Task[None] | None = None
         self.expires_at: datetime | None = None
+        self.idle_since: datetime | None = None
 
     @property
     def runner(self) -> RunnerLike | None:
@@ -146,6 +148,7 @@ class Manager:
         if keep_alive is not None:
             entry.keep_alive = keep_alive
         self._stop_timer(entry)
+        entry.idle_since = None
         try:
             try:
                 # Whoever goes away during a load leaves it to the others.
@@ -167,7 +170,9 @@ class Manager:
             runner = entry.runner
             if runner is not None and entry.leaving is None:
                 expires = self._expiry(entry) if entry.users else entry.expires_at
-                found.append(LoadedModel(entry.params.path, entry.params, runner.info, expires, entry.users))
+                found.append(
+                    LoadedModel(entry.params.path, entry.params, runner.info, expires, entry.users, entry.idle_since)
+                )
         return found
 
     async def unload(self, path: Path) -> bool:
@@ -229,6 +234,7 @@ class Manager:
         """Where an entry has become idle: who waits may look, and its time begins to run."""
         if entry.users or entry.leaving is not None or self._entries.get(entry.params.path) is not entry:
             return
+        entry.idle_since = self._clock.now()
         self._look_again()
         if entry.keep_alive == 0:
             self._leave(entry)

@@ -101,7 +101,7 @@ class States(Mapping[str, Array]):
 
     def __repr__(self) -> str:
         """Nodes, rows and size."""
-        n_bytes = sum(value.array.nbytes for value in self._values.values())
+        n_bytes = self.nbytes
         return f"<States: {len(self._values)} nodes, {len(self.tokens)} rows, {n_bytes / 1e6:.1f} MB>"
 
     # -- hidden states ------------------------------------------------------------------------------------------
@@ -197,6 +197,11 @@ class States(Mapping[str, Array]):
     def roles(self) -> Roles:
         """Which nodes are hidden states."""
         return self._roles
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all numbers, in bytes."""
+        return sum(value.array.nbytes for value in self._values.values())
 
     def without_numbers(self) -> States:
         """The same nodes, tokens and positions, with no memory behind the arrays."""

@@ -131,10 +131,14 @@ async def _serve(settings: ServerSettings, models: Models, files: list[Path], li
     from ..manager import Manager
     from ..runner import Runner
     from ..server import create_app
+    from ..server.metrics import Metrics
     from ..server.options import load_params
     from ..server.schemas import Options
 
-    manager = Manager(Runner.start, max_models=settings.max_models, default_keep_alive=settings.keep_alive)
+    metrics = Metrics()
+    manager = Manager(
+        metrics.timing(Runner.start), max_models=settings.max_models, default_keep_alive=settings.keep_alive
+    )
     try:
         if files:
             facts = await asyncio.to_thread(models.facts, files[0])
@@ -142,7 +146,7 @@ async def _serve(settings: ServerSettings, models: Models, files: list[Path], li
             async with manager.use(load_params(files[0], Options(), settings, facts.n_ctx_train)):
                 pass
         config = uvicorn.Config(
-            create_app(models, manager, settings),
+            create_app(models, manager, settings, metrics),
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=_GRACE,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Any, Literal
 
@@ -10,15 +9,14 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..errors import LoomError
-from ..requests import Embedded, EmbedRequest, LoadParams, TextPrompt
+from ..requests import EmbedRequest, TextPrompt
 from .errors import RequestError
 from .http import Json, gone, read, unless_gone
-from .interfaces import RunnerLike
 from .models import Facts
 from .options import keep_alive, parse_options
+from .running import Use, embedding
 from .schemas import EmbedBody, EmbeddingsBody
-from .services import Services, Summary, services
+from .services import services
 
 Pooling = Literal["mean", "last_token", "first_token", "max"]
 
@@ -39,7 +37,7 @@ async def embed(request: Request) -> Response:
         EmbedRequest(TextPrompt(text), _pooling(facts), True, "final", body.truncate is not False) for text in texts
     ]
     started = time.perf_counter()
-    done = await unless_gone(request, _embed(found, params, seconds, make, body.model, "/api/embed"))
+    done = await unless_gone(request, embedding(found, Use("/api/embed", entry.name, params, seconds), make))
     if done is None:
         return gone()
     embedded, load_seconds = done
@@ -61,48 +59,10 @@ async def embeddings(request: Request) -> Response:
     entry, facts = await found.find(body.model)
     params = found.load_params(entry, facts, parse_options(body.options))
     make = [EmbedRequest(TextPrompt(body.prompt), _pooling(facts), normalize=False)] if body.prompt else []
-    done = await unless_gone(request, _embed(found, params, seconds, make, body.model, "/api/embeddings"))
+    done = await unless_gone(request, embedding(found, Use("/api/embeddings", entry.name, params, seconds), make))
     if done is None:
         return gone()
     return Json({"embedding": _checked(done[0][0].vector) if done[0] else []})
-
-
-async def _embed(
-    found: Services, params: LoadParams, seconds: float | None, make: list[EmbedRequest], name: str, path: str
-) -> tuple[list[Embedded], float]:
-    """Vectors in order, and how long loading took."""
-    summary = Summary(name, path)
-    try:
-        async with found.manager.use(params, seconds) as runner:
-            load_seconds = time.perf_counter() - summary.started
-            # No more at once than the model computes at once: the queue is other clients' too.
-            embedded = await _in_order(runner, make, found.settings.parallel)
-        summary.n_prompt = sum(each.n_prompt for each in embedded)
-        summary.outcome = "done"
-        return embedded, load_seconds
-    except LoomError as error:
-        summary.outcome = f"error {error}"
-        raise
-    finally:
-        summary.write()
-
-
-async def _in_order(runner: RunnerLike, make: list[EmbedRequest], at_once: int) -> list[Embedded]:
-    done: dict[int, Embedded] = {}
-    left = iter(enumerate(make))
-
-    async def work() -> None:
-        for at, request in left:
-            done[at] = await runner.embed(request)
-
-    tasks = [asyncio.create_task(work()) for _ in range(min(at_once, len(make)))]
-    try:
-        await asyncio.gather(*tasks)
-    finally:  # after an error or a cancellation nobody goes on
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    return [done[at] for at in range(len(make))]
 
 
 def _texts(value: Any) -> list[str]:

@@ -1,9 +1,11 @@
-"""Errors as HTTP tells them: `{"error": text}` with a status, in one table."""
+"""Errors as HTTP tells them: a status and a text, in one table, and the body that each of the APIs puts them in."""
 
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from .. import errors
 from ..errors import LoomError
@@ -21,6 +23,15 @@ class RequestError(Exception):
         """The status and the text for the client."""
         super().__init__(text)
         self.status = status
+
+
+class BodyError(RequestError):
+    """A request body that does not have the form it must have."""
+
+    def __init__(self, text: str, problems: Sequence[dict[str, Any]]) -> None:
+        """`text`: the first problem in one sentence. `problems`: all of them, as {loc, msg, type}."""
+        super().__init__(400, text)
+        self.problems = list(problems)
 
 
 class HiddenConfigError(RequestError):
@@ -54,15 +65,55 @@ _TABLE: tuple[tuple[type[Exception], int, str], ...] = (
 )
 
 
-def describe(error: Exception) -> tuple[int, dict[str, Any]]:
-    """The status and the body for an error."""
+@dataclass(frozen=True)
+class Problem:
+    """An error as a client is told of it."""
+
+    status: int
+    text: str
+    detail: str | None = None  # what lies behind a text that is fixed
+
+
+def describe(error: Exception) -> Problem:
+    """The status and the texts for an error."""
     if isinstance(error, RequestError):
-        return error.status, {"error": str(error)}
+        return Problem(error.status, str(error))
     for kind, status, text in _TABLE:
         if isinstance(error, kind):
-            body = {"error": text.replace("{}", str(error))}
-            if "{}" not in text:
-                body["detail"] = str(error)
-            return status, body
+            return Problem(status, text.replace("{}", str(error)), None if "{}" in text else str(error))
     logger.error("unexpected error", exc_info=error)
-    return 500, {"error": f"internal server error: {type(error).__name__}; the server's log tells more"}
+    return Problem(500, f"internal server error: {type(error).__name__}; the server's log tells more")
+
+
+# -- one body for each API ----------------------------------------------------------------------------------------
+
+Dialect = Literal["ollama", "loom", "openai"]
+
+_UNPROCESSABLE = 422
+_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
+
+
+def dialect_of(path: str) -> Dialect:
+    """Whose API a path belongs to: what it is told of an error has that API's form."""
+    if path == "/" or path.startswith("/api/"):
+        return "ollama"
+    return "openai" if path.startswith("/v1/") and path != "/v1/generate" else "loom"
+
+
+def told(error: Exception, dialect: Dialect) -> tuple[int, dict[str, Any]]:
+    """The status and the body for an error."""
+    problem = describe(error)
+    status, text = problem.status, problem.text
+    if dialect == "ollama":
+        return status, {"error": text} | ({} if problem.detail is None else {"detail": problem.detail})
+    if problem.detail is not None:
+        text = f"{text}: {problem.detail}"
+    if dialect == "loom":
+        if isinstance(error, BodyError):
+            return _UNPROCESSABLE, {"detail": error.problems}
+        return status, {"detail": text}
+    at = [problem["loc"] for problem in error.problems[:1]] if isinstance(error, BodyError) else []
+    kind = _OPENAI_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    param = ".".join(str(part) for part in at[0] if part != "body") if at else None
+    # `detail` is what programs that were written for The Loom read: /v1/chat/completions is theirs too.
+    return status, {"error": {"message": text, "type": kind, "param": param or None, "code": None}, "detail": text}

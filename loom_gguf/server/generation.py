@@ -16,16 +16,16 @@ from starlette.responses import Response
 from ..errors import NotGenerativeError
 from ..jobs import Finished, PromptRows, Token
 from ..requests import GenerateRequest, LoadParams, ModelInfo, Started
-from .errors import RequestError, describe
+from .errors import RequestError
 from .hidden import Hidden
-from .http import Json, gone, read, streamed, unless_gone
-from .interfaces import Event
+from .http import Json, gone, ndjson, read, unless_gone
 from .models import Entry, rfc3339
 from .options import check_generate, keep_alive, max_tokens, parse_options, sampling, stop_texts
 from .parsing import Parser, Piece, tool_names
 from .prompts import can_think, chat_prompt, check_think, generate_prompt
+from .running import Loaded, Use, generating
 from .schemas import ChatBody, GenerateBody, GenerationRequest, Logprob, Record
-from .services import Services, Summary, services
+from .services import Services, services
 from .tokens import TokenTexts
 
 Way = Literal["generate", "chat"]
@@ -40,8 +40,7 @@ class Call:
 
     way: Way
     name: str  # of the model, as the client wrote it
-    params: LoadParams
-    keep_alive: float | None
+    use: Use
     request: GenerateRequest  # still without a capture: what there is to capture is known when the model is loaded
     hidden: Hidden | None
     think: bool  # look for thoughts in the text
@@ -78,8 +77,7 @@ async def _answer(request: Request, body: GenerationRequest, way: Way, *, empty:
     call = Call(
         way=way,
         name=body.model,
-        params=params,
-        keep_alive=seconds,
+        use=Use(f"/api/{way}", entry.name, params, seconds),
         request=GenerateRequest(prompt, sampling(body, options), max_tokens(options), stop_texts(options)),
         hidden=hidden,
         think=body.think is not False and can_think(facts) and not raw,
@@ -88,7 +86,7 @@ async def _answer(request: Request, body: GenerationRequest, way: Way, *, empty:
     )
     lines = _lines(found, call)
     if body.stream is not False:
-        return await streamed(request, lines)
+        return await ndjson(request, lines)
     whole = await unless_gone(request, _whole(lines, call, found.settings.max_answer))
     return gone() if whole is None else Json(whole)
 
@@ -112,38 +110,29 @@ async def _load_or_unload(
 
 async def _lines(found: Services, call: Call) -> AsyncGenerator[JsonLine, None]:
     """The lines of an answer, the last of them with done: true; raises in place of the rest."""
-    summary = Summary(call.name, f"/api/{call.way}")
+    started = time.perf_counter()
+    load_seconds = 0.0
+    writer = _Writer(call, await _texts(found, call))
     try:
-        texts = await _texts(found, call)
-        async with found.manager.use(call.params, call.keep_alive) as runner:
-            load_seconds = time.perf_counter() - summary.started
-            writer = _Writer(call, texts)
-            async with aclosing(runner.generate(_with_capture(call, runner.info))) as events:
-                async for event in events:
-                    _note(summary, event)
-                    if isinstance(event, Finished):
-                        for line in writer.finish(event, summary.started, load_seconds):
-                            summary.outcome = "done"  # before the client has all of it, and goes
-                            yield line
-                    else:
-                        for line in writer.event(event):
-                            yield line
-                    summary.captured_bytes = call.hidden.n_bytes if call.hidden else 0
+        async with aclosing(generating(found, call.use, lambda info: _with_capture(call, info))) as events:
+            async for event in events:
+                if isinstance(event, Loaded):
+                    load_seconds = event.seconds
+                elif isinstance(event, Finished):
+                    for line in writer.finish(event, started, load_seconds):
+                        yield line
+                else:
+                    for line in writer.event(event):
+                        yield line
     except NotGenerativeError:
-        summary.outcome = "refused"
         raise RequestError(400, f'"{call.name}" does not support {call.way}') from None
-    except Exception as error:
-        summary.outcome = f"error {describe(error)[1]['error']}"
-        raise
-    finally:
-        summary.write()
 
 
 async def _texts(found: Services, call: Call) -> TokenTexts | None:
     """The vocabulary, where log-probabilities need it."""
     if call.request.sampling.logprobs is None:
         return None
-    return await asyncio.to_thread(found.models.tokens, call.params.path)
+    return await asyncio.to_thread(found.models.tokens, call.use.params.path)
 
 
 def _with_capture(call: Call, info: ModelInfo) -> GenerateRequest:
@@ -157,16 +146,6 @@ def _with_capture(call: Call, info: ModelInfo) -> GenerateRequest:
         compression=call.hidden.compression,
         scale_block=call.hidden.scale_block,
     )
-
-
-def _note(summary: Summary, event: Event) -> None:
-    """For the log; counted on the way, because a client may go before the end."""
-    if isinstance(event, Started):
-        summary.n_prompt = len(event.tokens)
-    elif isinstance(event, Token):
-        summary.n_generated += 1
-    elif isinstance(event, Finished):
-        summary.generate_seconds = event.generate_seconds
 
 
 class _Writer:

@@ -41,7 +41,7 @@ class Guards:
             self._check_host(headers.get("host"))
             self._check_origin(origin)
         except RequestError as error:
-            await error_response(error)(scope, receive, send)
+            await error_response(error, scope["path"])(scope, receive, send)
             return
         answering = _with_cors(send, origin) if origin else send
         if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
@@ -53,7 +53,7 @@ class Guards:
                 self._check_key(headers.get("authorization"))
             limited = self._limited(headers.get("content-length"), receive)
         except RequestError as error:
-            await error_response(error)(scope, receive, answering)
+            await error_response(error, scope["path"])(scope, receive, answering)
             return
         await self._app(scope, limited, answering)
 

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .errors import RequestError, describe
+from .errors import BodyError, Dialect, dialect_of, told
 from .hidden import first_problem
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -49,30 +49,38 @@ def _sane(value: Any) -> Any:
     return [_sane(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def error_response(error: Exception) -> Json:
-    """What a client is told of an error before the first byte."""
-    status, body = describe(error)
+def error_response(error: Exception, path: str) -> Json:
+    """What a client that asked for `path` is told of an error before the first byte."""
+    status, body = told(error, dialect_of(path))
     return Json(body, status)
 
 
 async def read(request: Request, schema: type[Body]) -> Body:
-    """The request's body; 400 where it is none."""
+    """The request's body, whatever its content type says (curl's -d says it is a form); BodyError where it is none."""
     raw = await request.body()
     if not raw.strip():
-        raise RequestError(400, "missing request body")
+        raise _bad_body("missing request body", "missing")
     try:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        raise RequestError(400, f"the request body is not JSON: {error}") from None
+        raise _bad_body(f"the request body is not JSON: {error}", "json_invalid") from None
     if not isinstance(value, dict):
-        raise RequestError(400, "the request body must be a JSON object")
+        raise _bad_body("the request body must be a JSON object", "model_attributes_type")
     try:
         body = schema.model_validate(value)
     except ValidationError as error:
-        raise RequestError(400, first_problem(error)) from None
-    if not getattr(body, "model", None):
-        raise RequestError(400, "model is required")
+        problems = error.errors(include_url=False, include_context=False, include_input=False)
+        raise BodyError(
+            first_problem(error),
+            [{"loc": ["body", *each["loc"]], "msg": each["msg"], "type": each["type"]} for each in problems],
+        ) from None
+    if "model" in schema.model_fields and not getattr(body, "model", None):
+        raise _bad_body("model is required", "missing", "model")
     return body
+
+
+def _bad_body(text: str, kind: str, *at: str) -> BodyError:
+    return BodyError(text, [{"loc": ["body", *at], "msg": text, "type": kind}])
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result | None:
@@ -80,23 +88,24 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Re
     return await _first(work, request.receive)
 
 
-class Lines(Response):
-    """Lines of JSON as they come. The first one is there already: what goes wrong before it has a status of its own."""
+class Streamed(Response):
+    """Pieces as they come. The first one is there already: what goes wrong before it has a status of its own."""
 
-    media_type = NDJSON
-
-    def __init__(self, first: bytes | None, rest: AsyncGenerator[bytes, None]) -> None:
-        """`rest` is closed in the end, whatever happens."""
+    def __init__(
+        self,
+        first: bytes | None,
+        rest: AsyncGenerator[bytes, None],
+        media_type: str,
+        on_error: Callable[[Exception], bytes],
+    ) -> None:
+        """`rest` is closed in the end, whatever happens. `on_error`: the last piece where it raises."""
         self.status_code = 200
         self.background = None
         self.body = b""
-        self.init_headers()
+        self.raw_headers = [(b"content-type", media_type.encode())]  # no length: it is not known
         self._first = first
         self._rest = rest
-
-    def init_headers(self, headers: Any = None) -> None:
-        """No length: it is not known."""
-        self.raw_headers = [(b"content-type", NDJSON.encode())]
+        self._on_error = on_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send all of it, or stop when the client has gone."""
@@ -106,40 +115,51 @@ class Lines(Response):
     async def _send(self, send: Send) -> None:
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            line = self._first
-            while line is not None:
-                await send({"type": "http.response.body", "body": line, "more_body": True})
+            piece = self._first
+            while piece is not None:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
                 # Where neither side ever has to wait, others' turn, and the watch's for a client that has gone.
                 await asyncio.sleep(0)
-                line = await self._next()
+                piece = await self._next()
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             await self._rest.aclose()
 
     async def _next(self) -> bytes | None:
-        """The next line, which may be the error that ends them; None where there is none."""
+        """The next piece, which may be the error that ends them; None where there is none."""
         try:
             return await self._rest.__anext__()
         except StopAsyncIteration:
             return None
         except Exception as error:
-            return dumps(describe(error)[1]) + b"\n"
+            return self._on_error(error)
 
 
-async def streamed(request: Request, lines: AsyncGenerator[dict[str, Any], None]) -> Response:
-    """An answer of lines; an error before the first one is raised."""
-    encoded = _encoded(lines)
+async def streamed(
+    request: Request, pieces: AsyncGenerator[bytes, None], media_type: str, on_error: Callable[[Exception], bytes]
+) -> Response:
+    """An answer of pieces; an error before the first one is raised."""
     try:
         # In a task of its own: a generator must not be closed while another task waits in it.
-        first = await unless_gone(request, _next(encoded))
+        first = await unless_gone(request, _next(pieces))
     except BaseException:
-        await encoded.aclose()
+        await pieces.aclose()
         raise
-    return Lines(first, encoded)
+    return Streamed(first, pieces, media_type, on_error)
 
 
-async def _next(lines: AsyncGenerator[bytes, None]) -> bytes:
-    return await lines.__anext__()
+async def ndjson(request: Request, lines: AsyncGenerator[dict[str, Any], None]) -> Response:
+    """An answer of lines of JSON; an error behind the first one is a line too, in Ollama's form."""
+    return await streamed(request, _encoded(lines), NDJSON, lambda error: error_line(error, "ollama"))
+
+
+def error_line(error: Exception, dialect: Dialect) -> bytes:
+    """An error as a line of JSON."""
+    return dumps(told(error, dialect)[1]) + b"\n"
+
+
+async def _next(pieces: AsyncGenerator[bytes, None]) -> bytes:
+    return await pieces.__anext__()
 
 
 async def _encoded(lines: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[bytes, None]:

@@ -1,58 +1,14 @@
-"""What the routes need of those who run models, so that tests can give them something else."""
+"""What the routes need of who runs models, so that tests can give them something else."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from ..jobs import Finished, PromptRows, Token
-from ..requests import Embedded, EmbedRequest, GenerateRequest, LoadParams, ModelInfo, Started
-
-Event = Started | PromptRows | Token | Finished
-
-
-class RunnerLike(Protocol):
-    """A loaded model."""
-
-    @property
-    def info(self) -> ModelInfo:
-        """What it says of itself."""
-        ...
-
-    def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
-        """Started, PromptRows and Tokens, Finished; raises a LoomError in place of the rest. aclose() cancels."""
-        ...
-
-    async def embed(self, request: EmbedRequest) -> Embedded:
-        """One vector for a text."""
-        ...
-
-
-class LoadedModel(Protocol):
-    """A model that is ready, as `ps` shows it."""
-
-    @property
-    def path(self) -> Path:
-        """Its file."""
-        ...
-
-    @property
-    def info(self) -> ModelInfo:
-        """What it says of itself."""
-        ...
-
-    @property
-    def expires_at(self) -> datetime | None:
-        """When it goes, with its zone; None: never."""
-        ...
-
-    @property
-    def in_use(self) -> int:
-        """How many requests use it."""
-        ...
+from ..manager import LoadedModel, RunnerLike
+from ..requests import LoadParams
 
 
 class ManagerLike(Protocol):

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from ..requests import LoadParams
 from ..settings import ServerSettings
 from .interfaces import ManagerLike
+from .metrics import Metrics
 from .models import Entry, Facts, Models
 from .options import load_params
 from .schemas import Options
@@ -26,6 +27,7 @@ class Services:
     models: Models
     manager: ManagerLike
     settings: ServerSettings
+    metrics: Metrics
 
     async def find(self, name: str) -> tuple[Entry, Facts]:
         """A model and what its file says; ModelNotFoundError where there is none."""
