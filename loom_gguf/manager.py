@@ -175,6 +175,11 @@ class Manager:
                 )
         return found
 
+    def params(self, path: Path) -> LoadParams | None:
+        """How a file is loaded, or being loaded; None where it is neither."""
+        entry = self._entries.get(path)
+        return None if entry is None or entry.leaving is not None or entry.dead else entry.params
+
     async def unload(self, path: Path) -> bool:
         """Let a model go: at once where it is idle, else when its users are done, for which this does not wait.
 

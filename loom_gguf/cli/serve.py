@@ -131,9 +131,8 @@ async def _serve(settings: ServerSettings, models: Models, files: list[Path], li
     from ..manager import Manager
     from ..runner import Runner
     from ..server import create_app
+    from ..server.loading import LoadWishes, load_params
     from ..server.metrics import Metrics
-    from ..server.options import load_params
-    from ..server.schemas import Options
 
     metrics = Metrics()
     manager = Manager(
@@ -143,7 +142,7 @@ async def _serve(settings: ServerSettings, models: Models, files: list[Path], li
         if files:
             facts = await asyncio.to_thread(models.facts, files[0])
             info(f"loading {files[0].name}")
-            async with manager.use(load_params(files[0], Options(), settings, facts.n_ctx_train)):
+            async with manager.use(load_params(files[0], LoadWishes(), settings, facts.n_ctx_train, None)):
                 pass
         config = uvicorn.Config(
             create_app(models, manager, settings, metrics),

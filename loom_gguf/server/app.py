@@ -11,9 +11,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from .. import __version__
 from ..errors import LoomError
 from ..settings import ServerSettings
 from . import ollama
+from .documented import document
 from .errors import RequestError, dialect_of, told
 from .guards import Guards
 from .http import Json, error_response
@@ -34,16 +36,27 @@ def create_app(
         yield
         await manager.close()
 
-    # Bodies are read by the routes themselves, for Ollama's kind of errors, so FastAPI's own pages would say nothing.
-    app = FastAPI(title="loom_gguf", lifespan=lifespan, openapi_url=None, redirect_slashes=False)
+    app = FastAPI(
+        title="loom_gguf",
+        version=__version__,
+        lifespan=lifespan,
+        openapi_url=None,  # made by documented.py
+        redirect_slashes=False,
+    )
     app.state.services = Services(models, manager, settings, metrics)
     app.include_router(ollama.router())
+    app.add_api_route("/openapi.json", _openapi, methods=["GET"], include_in_schema=False, response_model=None)
     for kind in (LoomError, RequestError, Exception):
         app.add_exception_handler(kind, _on_error)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_middleware(Guards, settings=settings)
     app.add_middleware(Counting, metrics=metrics)
     return app
+
+
+async def _openapi(request: Request) -> Response:
+    """GET /openapi.json: all routes, for programs that make clients of it."""
+    return Json(document(request.app))
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

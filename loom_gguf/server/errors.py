@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from .. import errors
 from ..errors import LoomError
 
@@ -63,6 +65,15 @@ _TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (errors.StatesError, 400, INVALID_HIDDEN + ": {}"),
     (LoomError, 500, "{}"),
 )
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first thing that is wrong with a request, in one sentence."""
+    problem = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"there is no field {where!r:.80}"
+    return f"{where}: {problem['msg']}" if where else str(problem["msg"])
 
 
 @dataclass(frozen=True)

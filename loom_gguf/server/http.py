@@ -13,8 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .errors import BodyError, Dialect, dialect_of, told
-from .hidden import first_problem
+from .errors import BodyError, Dialect, dialect_of, first_problem, told
 
 Body = TypeVar("Body", bound=BaseModel)
 Result = TypeVar("Result")

@@ -22,6 +22,10 @@ class ManagerLike(Protocol):
         """The models that are ready."""
         ...
 
+    def params(self, path: Path) -> LoadParams | None:
+        """How a file is loaded, or being loaded; None where it is neither."""
+        ...
+
     async def unload(self, path: Path) -> bool:
         """Let a model go; False where it is not loaded."""
         ...

@@ -74,6 +74,11 @@ class Facts:
         text = self.metadata.get("tokenizer.chat_template")
         return text if isinstance(text, str) else ""
 
+    @property
+    def can_think(self) -> bool:
+        """Whether the template knows of thoughts."""
+        return "enable_thinking" in self.template or "<think>" in self.template
+
 
 class _PerFile:
     """Something that is computed once for a file as it is now: by path, time of change and size."""

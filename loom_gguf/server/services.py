@@ -12,10 +12,9 @@ from starlette.requests import Request
 from ..requests import LoadParams
 from ..settings import ServerSettings
 from .interfaces import ManagerLike
+from .loading import LoadWishes, load_params
 from .metrics import Metrics
 from .models import Entry, Facts, Models
-from .options import load_params
-from .schemas import Options
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +33,10 @@ class Services:
         entry = await asyncio.to_thread(self.models.find, name)
         return entry, await asyncio.to_thread(self.models.facts, entry.path)
 
-    def load_params(self, entry: Entry, facts: Facts, options: Options) -> LoadParams:
+    def load_params(self, entry: Entry, facts: Facts, wishes: LoadWishes | None = None) -> LoadParams:
         """How to load it."""
-        return load_params(entry.path, options, self.settings, facts.n_ctx_train)
+        loaded = self.manager.params(entry.path)
+        return load_params(entry.path, wishes or LoadWishes(), self.settings, facts.n_ctx_train, loaded)
 
 
 def services(request: Request) -> Services:

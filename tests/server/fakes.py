@@ -13,6 +13,7 @@ import numpy as np
 
 from loom_gguf.errors import NotGenerativeError
 from loom_gguf.jobs import Captured, Finished, PromptRows, Token
+from loom_gguf.manager import LoadedModel
 from loom_gguf.requests import (
     ChatPrompt,
     Embedded,
@@ -122,14 +123,6 @@ class FakeRunner:
 
 
 @dataclass
-class FakeLoaded:
-    path: Path
-    info: ModelInfo
-    expires_at: datetime | None
-    in_use: int = 0
-
-
-@dataclass
 class FakeManager:
     runner: FakeRunner
     uses: list[tuple[LoadParams, float | None]] = field(default_factory=list)
@@ -150,10 +143,14 @@ class FakeManager:
         finally:
             self.in_use -= 1
 
-    def loaded(self) -> list[FakeLoaded]:
-        paths = dict.fromkeys(params.path for params, _ in self.uses if params.path not in self.unloaded)
+    def loaded(self) -> list[LoadedModel]:
+        used = {params.path: params for params, _ in self.uses if params.path not in self.unloaded}
         until = None if self.for_ever else datetime.now(timezone.utc) + timedelta(minutes=5)
-        return [FakeLoaded(path, self.runner.info, until, self.in_use) for path in paths]
+        info = self.runner.info
+        return [LoadedModel(path, params, info, until, self.in_use) for path, params in used.items()]
+
+    def params(self, path: Path) -> LoadParams | None:
+        return None
 
     async def unload(self, path: Path) -> bool:
         self.unloaded.append(path)

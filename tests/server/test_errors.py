@@ -105,10 +105,16 @@ def test_errors_after_the_first_byte(
     assert (whole.status_code, whole.json()) == (500, {"error": "it died"})
 
 
-def test_every_error_of_the_tree_has_a_status() -> None:
-    from loom_gguf.server.errors import describe
+def test_every_error_of_the_tree_has_a_status_and_words_in_every_api() -> None:
+    from loom_gguf.server.errors import told
 
     for name in errors.__all__:
-        status, body = describe(getattr(errors, name)("text"))
-        assert status in (400, 404, 500, 503), name
-        assert body["error"]
+        error = getattr(errors, name)("text")
+        for dialect, words in (
+            ("ollama", lambda body: body["error"]),
+            ("loom", lambda body: body["detail"]),
+            ("openai", lambda body: body["error"]["message"]),
+        ):
+            status, body = told(error, dialect)
+            assert status in (400, 404, 500, 503), name
+            assert words(body)

@@ -168,7 +168,7 @@ def test_prompt_rows_in_pieces(client: TestClient, runner: FakeRunner) -> None:
 def test_long_prompts_make_records_and_lines_of_bounded_length(
     client: TestClient, runner: FakeRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from loom_gguf.server import hidden
+    from loom_gguf.server.ollama import hidden
 
     monkeypatch.setattr(hidden, "_RECORD_VALUES", 3 * N_EMBD)
     monkeypatch.setattr(hidden, "_LINE_VALUES", 4 * N_EMBD)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..requests import ChatPrompt, Prompt, TextPrompt
-from .errors import RequestError
-from .models import Facts
+from ...requests import ChatPrompt, Prompt, TextPrompt
+from ..errors import RequestError
+from ..models import Facts
 from .schemas import ChatBody, GenerateBody
 
 THINK_LEVELS = ("low", "medium", "high")
@@ -32,16 +32,11 @@ def chat_prompt(body: ChatBody, facts: Facts) -> ChatPrompt:
     return ChatPrompt(messages, tools=body.tools or None, variables=think_variables(body.think, facts))
 
 
-def can_think(facts: Facts) -> bool:
-    """Whether the template knows of thoughts."""
-    return "enable_thinking" in facts.template or "<think>" in facts.template
-
-
 def check_think(model: str, think: bool | str | None, facts: Facts) -> None:
     """Refuse thoughts of a model that has none; not wanting any is always right."""
     if isinstance(think, str) and think not in THINK_LEVELS:
         raise RequestError(400, f"think must be true, false, or one of {', '.join(THINK_LEVELS)}, not {think!r:.40}")
-    if think and not can_think(facts):
+    if think and not facts.can_think:
         raise RequestError(400, f'"{model}" does not support thinking')
 
 

@@ -9,14 +9,14 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..requests import EmbedRequest, TextPrompt
-from .errors import RequestError
-from .http import Json, gone, read, unless_gone
-from .models import Facts
-from .options import keep_alive, parse_options
-from .running import Use, embedding
+from ...requests import EmbedRequest, TextPrompt
+from ..errors import RequestError
+from ..http import Json, gone, read, unless_gone
+from ..models import Facts
+from ..running import Use, embedding
+from ..services import services
+from .options import keep_alive, load_wishes, parse_options
 from .schemas import EmbedBody, EmbeddingsBody
-from .services import services
 
 Pooling = Literal["mean", "last_token", "first_token", "max"]
 
@@ -32,7 +32,7 @@ async def embed(request: Request) -> Response:
     if body.dimensions < 0:
         raise RequestError(400, "dimensions must not be negative")
     entry, facts = await found.find(body.model)
-    params = found.load_params(entry, facts, parse_options(body.options))
+    params = found.load_params(entry, facts, load_wishes(parse_options(body.options)))
     make = [
         EmbedRequest(TextPrompt(text), _pooling(facts), True, "final", body.truncate is not False) for text in texts
     ]
@@ -57,7 +57,7 @@ async def embeddings(request: Request) -> Response:
     found = services(request)
     seconds = keep_alive(body.keep_alive)
     entry, facts = await found.find(body.model)
-    params = found.load_params(entry, facts, parse_options(body.options))
+    params = found.load_params(entry, facts, load_wishes(parse_options(body.options)))
     make = [EmbedRequest(TextPrompt(body.prompt), _pooling(facts), normalize=False)] if body.prompt else []
     done = await unless_gone(request, embedding(found, Use("/api/embeddings", entry.name, params, seconds), make))
     if done is None:

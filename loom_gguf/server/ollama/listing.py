@@ -13,15 +13,14 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from ..cli.output import count_text
-from ..errors import LoomError
-from ..gguf_file import read_gguf
-from .errors import RequestError
-from .http import Json, read
-from .models import Entry, Facts, Models, modified, rfc3339
-from .prompts import can_think
+from ...cli.output import count_text
+from ...errors import LoomError
+from ...gguf_file import read_gguf
+from ..errors import RequestError
+from ..http import Json, read
+from ..models import Entry, Facts, Models, modified, rfc3339
+from ..services import services
 from .schemas import ShowBody
-from .services import services
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +36,7 @@ async def root(request: Request) -> Response:
 
 async def version(request: Request) -> Response:
     """GET /api/version."""
-    from .. import __version__
+    from ... import __version__
 
     return Json({"version": OLLAMA_VERSION, "loom_gguf": __version__})
 
@@ -149,7 +148,7 @@ def _capabilities(facts: Facts) -> list[str]:
     if facts.hidden_level == "prompt":
         return ["embedding"]
     tools = "tools" in facts.template or "tokenizer.chat_template.tool_use" in facts.metadata
-    return ["completion", *(["tools"] if tools else []), *(["thinking"] if can_think(facts) else [])]
+    return ["completion", *(["tools"] if tools else []), *(["thinking"] if facts.can_think else [])]
 
 
 def _plain(value: Any) -> Any:

@@ -13,20 +13,20 @@ from typing import Any, Literal
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..errors import NotGenerativeError
-from ..jobs import Finished, PromptRows, Token
-from ..requests import GenerateRequest, LoadParams, ModelInfo, Started
-from .errors import RequestError
+from ...errors import NotGenerativeError
+from ...jobs import Finished, PromptRows, Token
+from ...requests import GenerateRequest, LoadParams, ModelInfo, Started
+from ..errors import RequestError
+from ..http import Json, gone, ndjson, read, unless_gone
+from ..models import Entry, rfc3339
+from ..parsing import Parser, Piece, tool_names
+from ..running import Loaded, Use, generating
+from ..services import Services, services
+from ..tokens import TokenTexts
 from .hidden import Hidden
-from .http import Json, gone, ndjson, read, unless_gone
-from .models import Entry, rfc3339
-from .options import check_generate, keep_alive, max_tokens, parse_options, sampling, stop_texts
-from .parsing import Parser, Piece, tool_names
-from .prompts import can_think, chat_prompt, check_think, generate_prompt
-from .running import Loaded, Use, generating
+from .options import check_generate, keep_alive, load_wishes, max_tokens, parse_options, sampling, stop_texts
+from .prompts import chat_prompt, check_think, generate_prompt
 from .schemas import ChatBody, GenerateBody, GenerationRequest, Logprob, Record
-from .services import Services, services
-from .tokens import TokenTexts
 
 Way = Literal["generate", "chat"]
 JsonLine = dict[str, Any]
@@ -68,7 +68,7 @@ async def _answer(request: Request, body: GenerationRequest, way: Way, *, empty:
     entry, facts = await found.find(body.model)
     check_think(body.model, body.think, facts)
     options = parse_options(body.options)
-    params = found.load_params(entry, facts, options)
+    params = found.load_params(entry, facts, load_wishes(options))
     if empty:
         return Json(await _load_or_unload(found, entry, params, way, body.model, seconds))
     chatting = isinstance(body, ChatBody)
@@ -80,7 +80,7 @@ async def _answer(request: Request, body: GenerationRequest, way: Way, *, empty:
         use=Use(f"/api/{way}", entry.name, params, seconds),
         request=GenerateRequest(prompt, sampling(body, options), max_tokens(options), stop_texts(options)),
         hidden=hidden,
-        think=body.think is not False and can_think(facts) and not raw,
+        think=body.think is not False and facts.can_think and not raw,
         tools=tool_names(body.tools) if isinstance(body, ChatBody) and body.tools else None,
         context=not chatting and not raw,
     )

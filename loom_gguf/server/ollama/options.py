@@ -6,16 +6,14 @@ import json
 import logging
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from ..requests import LoadParams
-from ..sampling import Sampling
-from ..settings import ServerSettings, duration
-from .errors import RequestError
-from .hidden import first_problem
+from ...sampling import Sampling
+from ...settings import duration
+from ..errors import RequestError, first_problem
+from ..loading import LoadWishes
 from .schemas import GenerateBody, GenerationRequest, KeepAlive, Options
 
 logger = logging.getLogger(__name__)
@@ -46,18 +44,13 @@ def parse_options(options: Mapping[str, Any] | None) -> Options:
         raise RequestError(400, f"option {first_problem(error)}") from None
 
 
-def load_params(path: Path, options: Options, settings: ServerSettings, n_ctx_train: int | None) -> LoadParams:
-    """How to load a model. `n_ctx_train`: the model's own length, where its file tells it."""
-    n_ctx = options.num_ctx or settings.ctx
-    return LoadParams(
-        path=path,
-        n_ctx=n_ctx if n_ctx_train is None else min(n_ctx, n_ctx_train),
-        n_parallel=settings.parallel,
-        n_ubatch=options.num_batch or LoadParams.n_ubatch,
+def load_wishes(options: Options) -> LoadWishes:
+    """What the options say of how the model is loaded."""
+    return LoadWishes(
+        n_ctx=options.num_ctx,
+        n_ubatch=options.num_batch,
         n_gpu_layers=options.num_gpu,
         n_threads=options.num_thread or None,
-        precision=settings.precision,
-        max_waiting=settings.queue,
     )
 
 

@@ -59,10 +59,11 @@ class Options(_Request):
     frequency_penalty: float = 0.0  # 0 changes nothing
     stop: list[str] | str | None = None  # texts that end the answer and are not part of it
 
-    num_ctx: Annotated[Int, Field(ge=1, le=2**31 - 1)] | None = None  # tokens; null: the server's, at most the model's
-    num_batch: Annotated[Int, Field(ge=1, le=2**20)] | None = None  # tokens computed at once; null: 512
-    num_gpu: Annotated[Int, Field(ge=-1, le=2**20)] = -1  # blocks on the GPU; -1: all
-    num_thread: Annotated[Int, Field(ge=0, le=4096)] = 0  # CPU threads; 0: by the machine
+    # Where a request does not say: as the model is loaded; else the server's, 512, all, and by the machine.
+    num_ctx: Annotated[Int, Field(ge=1, le=2**31 - 1)] | None = None  # tokens; at most the model's own length
+    num_batch: Annotated[Int, Field(ge=1, le=2**20)] | None = None  # tokens computed at once
+    num_gpu: Annotated[Int, Field(ge=-1, le=2**20)] | None = None  # blocks on the GPU; -1: all
+    num_thread: Annotated[Int, Field(ge=0, le=4096)] | None = None  # CPU threads; 0: as if it were not there
 
 
 class ModelRequest(_Request):

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from ..capture import Capture
-from ..compression import CompressedRows, CompressedStates, Kind
-from ..jobs import Captured, PromptRows, Token
-from ..states import Roles, States
-from .errors import HiddenConfigError
+from ...capture import Capture
+from ...compression import CompressedRows, CompressedStates, Kind
+from ...jobs import Captured, PromptRows, Token
+from ...states import Roles, States
+from ..errors import HiddenConfigError, first_problem
 from .schemas import ExposeHidden, Record
 
 Array = npt.NDArray[Any]
@@ -207,15 +207,6 @@ class Hidden:
                 f'{node} has NaN or infinite values, which JSON cannot hold: use "encoding": "base64"'
             )
         return flat
-
-
-def first_problem(error: ValidationError) -> str:
-    """The first thing that is wrong with a request, in one sentence."""
-    problem = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return f"there is no field {where!r:.80}"
-    return f"{where}: {problem['msg']}" if where else str(problem["msg"])
 
 
 def _outline(states: Captured) -> tuple[Roles, Mapping[str, Any]]:
