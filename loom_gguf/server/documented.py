@@ -16,7 +16,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 _JSON = "application/json"
 _SCHEMAS = "x-schemas"  # in a route's extras until the document is made: schemas by name
 _REFERENCE = "#/components/schemas/{model}"
-_ERROR = {"default": {"description": "An error, in words", "content": {_JSON: {}}}}
+_ERROR: dict[int | str, dict[str, Any]] = {"default": {"description": "An error, in words", "content": {_JSON: {}}}}
 
 
 def add(
