@@ -8,6 +8,8 @@ LoomError
 │   ├── CorruptGGUFError        its header contradicts itself
 │   └── TruncatedGGUFError      it ends before its tensors do
 ├── ModelClosedError            used after close()
+├── SettingsError               a server's setting that cannot be followed
+├── DeviceNotFoundError         no such device on this machine or in this build
 ├── ContextError                a context cannot be made with these settings
 ├── PromptError
 │   ├── EmptyPromptError        nothing to compute
@@ -44,6 +46,7 @@ __all__ = [
     "ContextFullError",
     "CorruptGGUFError",
     "DecodeError",
+    "DeviceNotFoundError",
     "EmptyPromptError",
     "EngineBusyError",
     "EngineVersionError",
@@ -62,6 +65,7 @@ __all__ = [
     "RowMismatchError",
     "RunnerDiedError",
     "SamplingError",
+    "SettingsError",
     "StatesError",
     "StatesFileError",
     "TokenError",
@@ -100,6 +104,14 @@ class TruncatedGGUFError(ModelLoadError):
 
 class ModelClosedError(LoomError):
     """The model was closed."""
+
+
+class SettingsError(LoomError):
+    """A server's setting that cannot be followed."""
+
+
+class DeviceNotFoundError(LoomError):
+    """No such device on this machine, or in this build of llama.cpp."""
 
 
 class ContextError(LoomError):

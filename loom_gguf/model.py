@@ -28,6 +28,7 @@ from .errors import (
 )
 from .library import resolve
 from .memory import capture_bytes, need_memory, out_of_memory
+from .placement import Placement
 from .sampling import Sampler, Sampling
 from .states import States
 from .text import TextStream
@@ -74,6 +75,7 @@ class Model:
         n_gpu_layers: int = -1,
         n_threads: int | None = None,
         precision: Precision = "fast",
+        device: str = "auto",
     ) -> None:
         """Load a model.
 
@@ -84,9 +86,10 @@ class Model:
         n_threads: CPU threads; None chooses by the machine.
         precision: "fast" is how the model runs in practice (flash attention, float16 cache); "exact" computes
             attention in float32 with a float32 cache, for comparison with other implementations.
+        device: "auto" (all GPUs that there are, else the CPU), "cpu", "cuda", "cuda:1", "metal".
         """
         self.path = resolve(model)
-        self._weights = Weights(self.path, n_gpu_layers)
+        self._weights = Weights(self.path, Placement(device, n_gpu_layers))
         self._closed = False
         self._precision: Precision = precision
         try:

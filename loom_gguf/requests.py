@@ -13,6 +13,7 @@ from typing import Any, Literal
 from .capture import Capture
 from .compression import Kind
 from .context import Precision
+from .placement import Placement
 from .sampling import Sampling
 
 
@@ -25,9 +26,18 @@ class LoadParams:
     n_parallel: int = 4  # sequences at once
     n_ubatch: int = 512
     n_gpu_layers: int = -1
+    device: str = "auto"  # these as in Placement
+    split_mode: str = "layer"
+    main_gpu: int = 0
+    tensor_split: tuple[float, ...] = ()
     n_threads: int | None = None
     precision: Precision = "fast"
     max_waiting: int = 64  # requests that may wait for a sequence
+
+    @property
+    def placement(self) -> Placement:
+        """On which devices."""
+        return Placement(self.device, self.n_gpu_layers, self.split_mode, self.main_gpu, self.tensor_split)
 
 
 @dataclass(frozen=True)

@@ -9,19 +9,21 @@ from typing import Any
 from ._native import complaints, forget_complaints, lib
 from .errors import CaptureUnsupportedError, ModelLoadError
 from .gguf_file import read_gguf
+from .placement import Placement
 from .vocab import Vocab
 
 
 class Weights:
     """A loaded llama_model with its vocabulary. Contexts made of it must be closed before it is."""
 
-    def __init__(self, path: Path, n_gpu_layers: int = -1) -> None:
-        """Load the GGUF file at `path`; n_gpu_layers: blocks to keep on the GPU, -1 for all."""
+    def __init__(self, path: Path, placement: Placement | None = None) -> None:
+        """Load the GGUF file at `path`; `placement`: on which devices, by default all GPUs."""
         self.file = read_gguf(path)
         params = lib.llama_model_default_params()
-        params.n_gpu_layers = n_gpu_layers
+        kept = (placement or Placement()).apply(params)
         forget_complaints()
         model = lib.llama_model_load_from_file(str(path).encode(), params)
+        del kept
         if not model:
             reason = complaints() or "it gave no reason"
             raise ModelLoadError(

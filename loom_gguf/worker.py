@@ -114,7 +114,7 @@ class _Worker:
 
     def load(self, params: LoadParams) -> ModelInfo:
         began = time.monotonic()
-        weights = Weights(params.path, params.n_gpu_layers)
+        weights = Weights(params.path, params.placement)
         n_ctx = min(params.n_ctx, weights.n_ctx_train) if weights.n_ctx_train > 0 else params.n_ctx
         parallel = 1 if weights.recurrent else params.n_parallel
         context = Context(

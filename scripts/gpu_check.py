@@ -30,6 +30,7 @@ from loom_gguf import Capture, LoomError
 from loom_gguf._native import lib
 from loom_gguf.batch import Batch
 from loom_gguf.context import Context, ContextParams, InPlace, Precision, _default_threads
+from loom_gguf.placement import Placement
 from loom_gguf.weights import Weights
 
 Array = npt.NDArray[Any]
@@ -200,7 +201,7 @@ def notices_differences() -> None:
 
 def check(path: Path, precision: Precision, device_layers: int, tolerance: float, threads: int) -> Iterator[list[str]]:
     """Rows of the table for one model; the last column begins with FAILED where something is wrong."""
-    device, host = Weights(path, device_layers), Weights(path, 0)
+    device, host = Weights(path, Placement(n_gpu_layers=device_layers)), Weights(path, Placement("cpu"))
     setting = Setting(threads, n_ctx=512, precision=precision)
 
     def context(weights: Weights, in_place: InPlace) -> Context:
@@ -293,7 +294,7 @@ def main() -> int:
     ]
     if not options.quick and on_gpu:
         for shape in options.shape or ["tinyllama", "llama-8b"]:
-            weights = Weights(random_model(shape, "Q4_0", options.models), device_layers)
+            weights = Weights(random_model(shape, "Q4_0", options.models), Placement(n_gpu_layers=device_layers))
             parts += [f"### Shape {shape}, Q4_0"]
             parts += overhead(weights, Setting(options.threads), options.rounds, placed="always")
             weights.close()

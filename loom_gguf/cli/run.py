@@ -93,6 +93,10 @@ def add_loading_options(group: Any) -> None:
         "--gpu-layers", type=int, default=-1, metavar="N", help="blocks to keep on the GPU, -1 for all (default: -1)"
     )
     group.add_argument(
+        "--device", default="auto", metavar="NAME",
+        help="auto (all GPUs, else the CPU), cpu, cuda, cuda:1, metal (default: auto)",
+    )  # fmt: skip
+    group.add_argument(
         "--precision", choices=("fast", "exact"), default="fast",
         help="fast: as the model runs in practice; exact: float32 attention and cache, to compare with other "
         "implementations, and attention weights (kq_soft_max) as nodes (default: fast)",
@@ -109,6 +113,7 @@ def load(args: argparse.Namespace) -> Model:
         n_threads=args.threads,
         n_gpu_layers=args.gpu_layers,
         precision=args.precision,
+        device=args.device,
     )
 
 

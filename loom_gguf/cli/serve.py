@@ -1,11 +1,9 @@
-"""`loom-gguf serve`: models over HTTP, to programs that speak Ollama's API."""
+"""`loom-gguf serve`: models over HTTP, to programs that speak Ollama's, OpenAI's or The Loom's API."""
 
 from __future__ import annotations
 
 import argparse
-import errno
 import os
-import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +11,8 @@ from ..errors import LoomError
 from .output import info
 
 if TYPE_CHECKING:
+    import socket
+
     from ..server.models import Models
     from ..settings import ServerSettings
 
@@ -23,107 +23,122 @@ def add_parser(commands: Any) -> None:
     """Describe the command."""
     parser = commands.add_parser(
         "serve",
-        help="offer models over HTTP, with Ollama's API and hidden states",
+        help="offer models over HTTP: Ollama's, OpenAI's and The Loom's APIs, with hidden states",
         usage="loom-gguf serve [MODEL ...] [options]",
-        description="Offer models over HTTP to programs that speak Ollama's API; `expose_hidden` in a request adds "
-        "hidden states to the answer. Each option can be set in the environment too, e.g. LOOM_PORT for --port.",
+        description="Offer models over HTTP to programs that speak Ollama's, OpenAI's or The Loom's API, with hidden "
+        "states where they are asked for. Options beat the environment (LOOM_PORT for --port), which beats a file of "
+        "settings: --config, else config.yaml or loom.yaml here, ~/.config/loom/config.yaml, /etc/loom/config.yaml.",
         epilog="Example: loom-gguf serve ~/models/qwen3.gguf --port 8080",
     )
     parser.add_argument(
         "models", nargs="*", metavar="MODEL",
         help="paths of .gguf files to offer; the first is loaded at once. `demo` is always there",
     )  # fmt: skip
-    parser.add_argument("--host", help="address to listen on; 0.0.0.0 is all of them (default: 127.0.0.1)")
-    parser.add_argument("--port", type=_as("port"), metavar="N", help="0 is any free one (default: 11434)")
-    parser.add_argument("--models-dir", type=Path, metavar="DIR", help="offer all .gguf files in this folder by name")
-    parser.add_argument(
-        "--parallel", type=_as("positive"), metavar="N", help="requests that one model computes at once (default: 4)"
+    parser.add_argument("--config", "-c", type=Path, metavar="FILE", help="settings in YAML")
+
+    listen = parser.add_argument_group("who may ask")
+    listen.add_argument("--host", help="address to listen on; 0.0.0.0 is all of them (default: 127.0.0.1)")
+    listen.add_argument("--port", "-p", type=_as("port"), metavar="N", help="0 is any free one (default: 11434)")
+    listen.add_argument("--transport", "-t", choices=("http", "unix", "both"), help="default: http")
+    listen.add_argument(
+        "--unix-socket", "-u", type=_as("path"), metavar="PATH", help="for unix and both (default: /tmp/loom.sock)"
     )
-    parser.add_argument("--max-models", type=_as("positive"), metavar="N", help="models in memory at once (default: 3)")
-    parser.add_argument(
-        "--keep-alive", type=_as("duration"), metavar="TIME",
-        help="how long an unused model stays loaded: seconds, or e.g. 5m, 1h30m; -1 is for ever (default: 5m)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--ctx", type=_as("positive"), metavar="N",
-        help="tokens of one request's context, where it does not say (default: 4096)",
-    )  # fmt: skip
-    parser.add_argument("--precision", choices=("fast", "exact"), help="as in `loom-gguf run` (default: fast)")
-    parser.add_argument(
+    listen.add_argument(
         "--origins", type=_as("origins"), metavar="LIST",
         help="web pages that may ask, besides those of this machine: origins with commas (https://a.example), or *",
     )  # fmt: skip
-    parser.add_argument(
+    listen.add_argument(
         "--api-key", metavar="KEY", help="ask for this key; better set as LOOM_API_KEY, where no list of processes "
         "shows it",
     )  # fmt: skip
-    parser.add_argument(
+    listen.add_argument(
         "--queue", type=_as("positive"), metavar="N", help="requests that may wait for one model (default: 64)"
     )
+
+    models = parser.add_argument_group("models")
+    models.add_argument("--models-dir", type=_as("path"), metavar="DIR", help="offer all .gguf files in this folder")
+    models.add_argument(
+        "--preload", nargs="+", metavar="MODEL", help="names of models to load before anybody is served"
+    )
+    models.add_argument(
+        "--parallel", type=_as("positive"), metavar="N", help="requests that one model computes at once (default: 4)"
+    )
+    models.add_argument("--max-models", type=_as("positive"), metavar="N", help="models in memory at once (default: 3)")
+    models.add_argument(
+        "--keep-alive", type=_as("duration"), metavar="TIME",
+        help="how long an unused model stays loaded: seconds, or e.g. 5m, 1h30m; -1 is for ever (default: 5m)",
+    )  # fmt: skip
+    models.add_argument(
+        "--ctx", type=_as("positive"), metavar="N",
+        help="tokens of one request's context, where it does not say (default: 4096)",
+    )  # fmt: skip
+    models.add_argument("--precision", choices=("fast", "exact"), help="as in `loom-gguf run` (default: fast)")
+    models.add_argument(
+        "--device", "-d", metavar="NAME", help="auto (all GPUs, else the CPU), cpu, cuda, cuda:1, metal (default: auto)"
+    )
+    models.add_argument(
+        "--split-mode", choices=("layer", "row", "none"), help="how a model lies on several GPUs (default: layer)"
+    )
+    models.add_argument("--main-gpu", type=_as("index"), metavar="N", help="the one for --split-mode none (default: 0)")
+    models.add_argument(
+        "--tensor-split", type=_as("proportions"), metavar="LIST", help="each GPU's part, e.g. 3,1 (default: by memory)"
+    )
+
+    log = parser.add_argument_group("log")
+    log.add_argument("--log-level", choices=("debug", "info", "warning", "error", "critical"), help="default: info")
+    log.add_argument("--log-file", type=_as("path"), metavar="FILE", help="append to this file (default: stderr)")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until Ctrl-C or SIGTERM."""
     import asyncio
-    import logging
 
     from ..library import resolve
     from ..server.models import Models
+    from ..server.sockets import listening
     from ..settings import ServerSettings
 
-    settings = ServerSettings.read(os.environ, vars(args))
+    flags = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(args).items()}
+    settings = ServerSettings.read(os.environ, flags, args.config)
+    _log(settings)
     if settings.models_dir is not None and not settings.models_dir.is_dir():
         raise LoomError(f"--models-dir: there is no folder {settings.models_dir}")
     files = [resolve(model).absolute() for model in args.models]
     models = Models(settings.models_dir, files)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("loom_gguf").setLevel(logging.INFO)
-    logging.getLogger("loom_gguf.llama_cpp").setLevel(logging.WARNING)  # it says hundreds of lines about each model
-    with _listen(settings.host, settings.port) as listening:
-        asyncio.run(_serve(settings, models, files, listening))
+    preload = [*(models.name(file) for file in files[:1]), *settings.preload]
+    with listening(settings) as sockets:
+        asyncio.run(_serve(settings, models, preload, sockets))
     return 0
+
+
+def _log(settings: ServerSettings) -> None:
+    import logging
+
+    try:
+        to_file = [logging.FileHandler(settings.log_file)] if settings.log_file else None
+    except OSError as error:
+        raise LoomError(f"--log-file: cannot write to {settings.log_file}: {error.strerror}") from None
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", handlers=to_file)
+    logging.getLogger("loom_gguf").setLevel(settings.log_level.upper())
+    logging.getLogger("loom_gguf.llama_cpp").setLevel(logging.WARNING)  # it says hundreds of lines about each model
 
 
 def _as(name: str) -> Any:
     """A parser of the settings', which are imported when there is something to be parsed."""
 
     def parse(text: str) -> Any:
-        from .. import settings
+        from ..settings import values
 
         try:
-            return getattr(settings, name)(text)
+            return getattr(values, name)(text)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return parse
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """A socket bound to the address, before anything is loaded."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except socket.gaierror as error:
-        raise LoomError(f"--host {host}: {error.strerror}") from None
-    listening = socket.socket(family, kind, protocol)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen(128)  # else two servers could bind, and only one of them hear of it later
-    except OSError as error:
-        listening.close()
-        if error.errno == errno.EADDRINUSE:
-            raise LoomError(
-                f"port {port} on {host} is taken, likely by Ollama, which uses it too: stop that, or use another one "
-                f"with --port"
-            ) from None
-        raise LoomError(f"cannot listen on {host}, port {port}: {error.strerror}") from None
-    return listening
-
-
-async def _serve(settings: ServerSettings, models: Models, files: list[Path], listening: socket.socket) -> None:
+async def _serve(settings: ServerSettings, models: Models, preload: list[str], sockets: list[socket.socket]) -> None:
     import asyncio
 
     import uvicorn
@@ -131,30 +146,27 @@ async def _serve(settings: ServerSettings, models: Models, files: list[Path], li
     from ..manager import Manager
     from ..runner import Runner
     from ..server import create_app
-    from ..server.loading import LoadWishes, load_params
     from ..server.metrics import Metrics
+    from ..server.services import Services
+    from ..server.sockets import addresses
 
     metrics = Metrics()
     manager = Manager(
         metrics.timing(Runner.start), max_models=settings.max_models, default_keep_alive=settings.keep_alive
     )
+    services = Services(models, manager, settings, metrics)
     try:
-        if files:
-            facts = await asyncio.to_thread(models.facts, files[0])
-            info(f"loading {files[0].name}")
-            async with manager.use(load_params(files[0], LoadWishes(), settings, facts.n_ctx_train, None)):
+        for name in dict.fromkeys(preload):
+            info(f"loading {name}")
+            entry, facts = await services.find(name)
+            async with manager.use(services.load_params(entry, facts)):
                 pass
         config = uvicorn.Config(
-            create_app(models, manager, settings, metrics),
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=_GRACE,
-            ws="none",
+            create_app(services), log_level="warning", access_log=False, timeout_graceful_shutdown=_GRACE, ws="none"
         )
         names = ", ".join(entry.name for entry in await asyncio.to_thread(models.entries))
-        host, port = listening.getsockname()[:2]
-        info(f"serving {names} at http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)")
-        await _server(config).serve(sockets=[listening])
+        info(f"serving {names} at {' and '.join(addresses(sockets))} (Ctrl-C ends it)")
+        await _server(config).serve(sockets=sockets)
     finally:
         await manager.close()
 

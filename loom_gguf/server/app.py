@@ -13,28 +13,22 @@ from starlette.responses import Response
 
 from .. import __version__
 from ..errors import LoomError
-from ..settings import ServerSettings
 from . import ollama
 from .documented import document
 from .errors import RequestError, dialect_of, told
 from .guards import Guards
 from .http import Json, error_response
-from .interfaces import ManagerLike
-from .metrics import Counting, Metrics
-from .models import Models
+from .metrics import Counting
 from .services import Services
 
 
-def create_app(
-    models: Models, manager: ManagerLike, settings: ServerSettings, metrics: Metrics | None = None
-) -> FastAPI:
-    """The application. It closes the manager when it shuts down. `metrics`: where loads are counted already."""
-    metrics = metrics or Metrics()
+def create_app(services: Services) -> FastAPI:
+    """The application. It closes the manager when it shuts down."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        await manager.close()
+        await services.manager.close()
 
     app = FastAPI(
         title="loom_gguf",
@@ -43,14 +37,14 @@ def create_app(
         openapi_url=None,  # made by documented.py
         redirect_slashes=False,
     )
-    app.state.services = Services(models, manager, settings, metrics)
+    app.state.services = services
     app.include_router(ollama.router())
     app.add_api_route("/openapi.json", _openapi, methods=["GET"], include_in_schema=False, response_model=None)
     for kind in (LoomError, RequestError, Exception):
         app.add_exception_handler(kind, _on_error)
     app.add_exception_handler(HTTPException, _on_http)
-    app.add_middleware(Guards, settings=settings)
-    app.add_middleware(Counting, metrics=metrics)
+    app.add_middleware(Guards, settings=services.settings)
+    app.add_middleware(Counting, metrics=services.metrics)
     return app
 
 

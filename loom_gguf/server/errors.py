@@ -48,6 +48,7 @@ class HiddenConfigError(RequestError):
 # of a row has none, that goes into a second key, "detail".
 _TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (errors.ModelNotFoundError, 404, "{}"),
+    (errors.DeviceNotFoundError, 400, "{}"),
     (errors.ModelLoadError, 500, "{}"),
     (errors.ModelClosedError, 503, "{}"),
     (errors.EngineBusyError, 503, "{}"),

@@ -16,6 +16,7 @@ class LoadWishes:
     n_ctx: int | None = None  # tokens
     n_ubatch: int | None = None  # tokens
     n_gpu_layers: int | None = None
+    device: str | None = None  # as in Placement
     n_threads: int | None = None
 
 
@@ -28,6 +29,10 @@ def load_params(
         n_ctx=settings.ctx,
         n_parallel=settings.parallel,
         precision=settings.precision,
+        device=settings.device,
+        split_mode=settings.split_mode,
+        main_gpu=settings.main_gpu,
+        tensor_split=settings.tensor_split,
         max_waiting=settings.queue,
     )
     params = replace(before, **{name: value for name, value in asdict(wishes).items() if value is not None})

@@ -139,6 +139,10 @@ class Models:
                 found.setdefault(name, Entry(name, path))
         return [found[name] for name in sorted(found)]
 
+    def name(self, path: Path) -> str:
+        """The name of a file that was given to the constructor."""
+        return _name_of(path.name)
+
     def find(self, name: str) -> Entry:
         """The model of this name, in whatever case; `x` and `x:latest` are the same. Else ModelNotFoundError."""
         wanted = _bare(name)

@@ -26,7 +26,7 @@ class Services:
     models: Models
     manager: ManagerLike
     settings: ServerSettings
-    metrics: Metrics
+    metrics: Metrics = field(default_factory=Metrics)
 
     async def find(self, name: str) -> tuple[Entry, Facts]:
         """A model and what its file says; ModelNotFoundError where there is none."""

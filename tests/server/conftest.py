@@ -14,6 +14,7 @@ from fakes import FakeManager, FakeRunner
 
 from loom_gguf.server import create_app
 from loom_gguf.server.models import Models
+from loom_gguf.server.services import Services
 from loom_gguf.settings import ServerSettings
 
 FIDELITY = Path(__file__).parent.parent / "fidelity"
@@ -46,7 +47,7 @@ def make_client(manager: FakeManager, folder: Path) -> Iterator[MakeClient]:
     opened = []
 
     def make(**settings: Any) -> TestClient:
-        app = create_app(Models(folder), manager, ServerSettings(**settings))
+        app = create_app(Services(Models(folder), manager, ServerSettings(**settings)))
         client = TestClient(app, base_url="http://localhost", raise_server_exceptions=False)
         opened.append(client)
         return client

@@ -17,12 +17,13 @@ from fakes import FakeManager, FakeRunner
 
 from loom_gguf.server import create_app
 from loom_gguf.server.models import Models
+from loom_gguf.server.services import Services
 from loom_gguf.settings import ServerSettings
 
 
 @pytest.fixture
 def address(manager: FakeManager, folder: Path) -> Iterator[str]:
-    app = create_app(Models(folder), manager, ServerSettings())
+    app = create_app(Services(Models(folder), manager, ServerSettings()))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
     listening = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

@@ -18,6 +18,7 @@ from loom_gguf.manager import Manager
 from loom_gguf.runner import Runner
 from loom_gguf.server import create_app
 from loom_gguf.server.models import Models
+from loom_gguf.server.services import Services
 from loom_gguf.settings import ServerSettings
 
 FILES = {"demo": demo_path(), "llama": FIDELITY / "llama.gguf"}
@@ -27,7 +28,7 @@ N_TOKENS = 6
 @pytest.fixture(scope="module")
 def real() -> Iterator[TestClient]:
     settings = ServerSettings(precision="exact", ctx=256, parallel=1)
-    app = create_app(Models(FIDELITY), Manager(Runner.start), settings)
+    app = create_app(Services(Models(FIDELITY), Manager(Runner.start), settings))
     with TestClient(app, base_url="http://localhost") as client:
         yield client
 

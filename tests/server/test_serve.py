@@ -15,31 +15,6 @@ from typing import Any
 import pytest
 
 from loom_gguf.cli import main
-from loom_gguf.errors import LoomError
-from loom_gguf.settings import ServerSettings, duration
-
-
-def test_flags_beat_the_environment_which_beats_defaults() -> None:
-    environ = {"LOOM_PORT": "80", "LOOM_KEEP_ALIVE": "1h", "LOOM_ORIGINS": "https://a.example/, b", "LOOM_API_KEY": "k"}
-    settings = ServerSettings.read(environ, {"port": 90, "host": None})
-    assert (settings.port, settings.host, settings.keep_alive) == (90, "127.0.0.1", 3600)
-    assert (settings.origins, settings.api_key) == (("https://a.example", "b"), "k")
-    assert ServerSettings.read({"LOOM_PORT": ""}, {}) == ServerSettings()
-
-
-@pytest.mark.parametrize("name", ["PORT", "PARALLEL", "KEEP_ALIVE", "PRECISION", "CTX"])
-def test_a_wrong_variable_is_named(name: str) -> None:
-    with pytest.raises(LoomError, match=f"LOOM_{name}"):
-        ServerSettings.read({f"LOOM_{name}": "much"}, {})
-
-
-@pytest.mark.parametrize("text", ["", "5", "5x", "m", "1h 30m", "nan", "inf", "1e300", "5m5", "--5m", "9" * 40 + "h"])
-def test_durations(text: str) -> None:
-    if text == "5":
-        assert duration(text) == 5
-    else:
-        with pytest.raises(ValueError, match=r".+"):
-            duration(text)
 
 
 def test_a_taken_port(capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,7 +28,16 @@ def test_a_taken_port(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "status"),
-    [(["nosuch.gguf"], 1), (["--models-dir", "nosuch"], 1), (["--port", "70000"], 2), (["--keep-alive", "soon"], 2)],
+    [
+        (["nosuch.gguf"], 1),
+        (["--models-dir", "nosuch"], 1),
+        (["--port", "70000"], 2),
+        (["--keep-alive", "soon"], 2),
+        (["--transport", "pigeon"], 2),
+        (["--config", "nosuch.yaml"], 1),
+        (["--log-file", "nosuch/log"], 1),
+        (["--device", "tpu", "demo"], 1),
+    ],
 )
 def test_wrong_arguments(arguments: list[str], status: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--port", "0", *arguments]) == status
@@ -85,6 +69,36 @@ def _get(address: str, path: str, body: Any = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
     with urllib.request.urlopen(address + path, data, timeout=30) as answer:
         return json.load(answer)
+
+
+def test_preloading_a_model_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--port", "0", "--preload", "demo", "nosuch"]) == 1
+    assert "model 'nosuch' not found" in capsys.readouterr().err
+
+
+def test_a_unix_socket_and_a_file_of_settings(tmp_path: Path) -> None:
+    import httpx2
+
+    (tmp_path / "any.yaml").write_text(
+        f"server: {{transport: unix, unix_socket: {tmp_path}/s}}\nmodels: {{preload: [demo]}}\n"
+    )
+    command = [sys.executable, "-m", "loom_gguf", "serve", "--config", "any.yaml", "--log-file", "log"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            while " at unix://" not in (line := process.stderr.readline()):
+                assert line, process.wait()
+            transport = httpx2.HTTPTransport(uds=str(tmp_path / "s"))
+            with httpx2.Client(transport=transport, base_url="http://any.name", timeout=30) as client:
+                assert [m["name"] for m in client.get("/api/ps").json()["models"]] == ["demo:latest"]
+                body = {"model": "demo", "prompt": "One", "stream": False, "options": {"num_predict": 2}}
+                assert client.post("/api/generate", json=body).json()["eval_count"] == 2
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+    assert not (tmp_path / "s").exists()
+    assert "/api/generate demo: done" in (tmp_path / "log").read_text()
 
 
 def test_a_model_that_cannot_be_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
