@@ -40,6 +40,12 @@ class Parser:
         self._skip_space = self._state == "think"
         self._calls = None if tools is None else _Calls(tools)
 
+    @classmethod
+    def after(cls, prompt: str | None, *, think: bool, tools: Collection[str] | None) -> Parser:
+        """The parser for what comes after a prompt, whose end may have begun a thought. None: it is not known."""
+        thinking = (prompt or "").rstrip().endswith(_THINK)
+        return cls(think=think, thinking=thinking, tools=tools)
+
     def feed(self, text: str) -> Piece:
         """The next piece of text."""
         self._text += text

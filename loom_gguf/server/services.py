@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from starlette.requests import Request
 
@@ -15,6 +16,7 @@ from .interfaces import ManagerLike
 from .loading import LoadWishes, load_params
 from .metrics import Metrics
 from .models import Entry, Facts, Models
+from .tokens import TokenTexts
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +39,10 @@ class Services:
         """How to load it."""
         loaded = self.manager.params(entry.path)
         return load_params(entry.path, wishes or LoadWishes(), self.settings, facts.n_ctx_train, loaded)
+
+    async def texts(self, path: Path) -> TokenTexts:
+        """Texts of a model's tokens."""
+        return await asyncio.to_thread(self.models.tokens, path)
 
 
 def services(request: Request) -> Services:

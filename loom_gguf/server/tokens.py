@@ -1,10 +1,14 @@
-"""Texts of single tokens, from a file's vocabulary alone: for log-probabilities, which name tokens by number."""
+"""Texts of single tokens, from a file's vocabulary alone, and log-probabilities, which name tokens by number."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from typing import Any
+
+from typing_extensions import NotRequired, TypedDict
+
+from ..jobs import Token
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPACE = "▁"  # SentencePiece's
@@ -44,3 +48,32 @@ class TokenTexts:
         if kind == _NORMAL and not self._byte_level:
             text = text.replace(_SPACE, " ")
         return text.encode("utf-8", "surrogateescape")
+
+
+class Logprob(TypedDict):
+    """A token and its log-probability."""
+
+    token: str  # its text
+    logprob: float  # natural logarithm
+    bytes: list[int]  # of the text: a token may be a part of a character
+    top_logprobs: NotRequired[list[Any]]  # the most probable tokens, best first
+
+
+def logprob(token: Token, texts: TokenTexts) -> Logprob | None:
+    """What is told of a token; None where nobody asked for log-probabilities."""
+    if token.logprob is None:
+        return None
+    told = _logprob(token.token_id, token.logprob, texts)
+    if token.top_logprobs:
+        told["top_logprobs"] = [_logprob(*pair, texts) for pair in token.top_logprobs]
+    return told
+
+
+def _logprob(token_id: int, value: float, texts: TokenTexts) -> Logprob:
+    piece = texts(token_id)
+    # Minus infinity cannot be JSON; no float64 is smaller than this.
+    return {
+        "token": piece.decode("utf-8", "replace"),
+        "logprob": max(value, -1.7976931348623157e308),
+        "bytes": list(piece),
+    }

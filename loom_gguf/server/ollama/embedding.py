@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
 from ...requests import EmbedRequest, TextPrompt
 from ..errors import RequestError
 from ..http import Json, gone, read, unless_gone
-from ..models import Facts
 from ..running import Use, embedding
 from ..services import services
+from ..vectors import checked, pooling_of, shortened
 from .options import keep_alive, load_wishes, parse_options
 from .schemas import EmbedBody, EmbeddingsBody
-
-Pooling = Literal["mean", "last_token", "first_token", "max"]
-
-_POOLING: dict[int, Pooling] = {1: "mean", 2: "first_token", 3: "last_token"}  # <arch>.pooling_type in GGUF files
 
 
 async def embed(request: Request) -> Response:
@@ -34,7 +29,7 @@ async def embed(request: Request) -> Response:
     entry, facts = await found.find(body.model)
     params = found.load_params(entry, facts, load_wishes(parse_options(body.options)))
     make = [
-        EmbedRequest(TextPrompt(text), _pooling(facts), True, "final", body.truncate is not False) for text in texts
+        EmbedRequest(TextPrompt(text), pooling_of(facts), True, "final", body.truncate is not False) for text in texts
     ]
     started = time.perf_counter()
     done = await unless_gone(request, embedding(found, Use("/api/embed", entry.name, params, seconds), make))
@@ -43,7 +38,7 @@ async def embed(request: Request) -> Response:
     embedded, load_seconds = done
     answer: dict[str, Any] = {
         "model": body.model,
-        "embeddings": [_shortened(each.vector, body.dimensions) for each in embedded],
+        "embeddings": [shortened(each.vector, body.dimensions) for each in embedded],
         "total_duration": round((time.perf_counter() - started) * 1e9),
         "load_duration": round(load_seconds * 1e9),
         "prompt_eval_count": sum(each.n_prompt for each in embedded),
@@ -58,11 +53,11 @@ async def embeddings(request: Request) -> Response:
     seconds = keep_alive(body.keep_alive)
     entry, facts = await found.find(body.model)
     params = found.load_params(entry, facts, load_wishes(parse_options(body.options)))
-    make = [EmbedRequest(TextPrompt(body.prompt), _pooling(facts), normalize=False)] if body.prompt else []
+    make = [EmbedRequest(TextPrompt(body.prompt), pooling_of(facts), normalize=False)] if body.prompt else []
     done = await unless_gone(request, embedding(found, Use("/api/embeddings", entry.name, params, seconds), make))
     if done is None:
         return gone()
-    return Json({"embedding": _checked(done[0][0].vector) if done[0] else []})
+    return Json({"embedding": checked(done[0][0].vector) if done[0] else []})
 
 
 def _texts(value: Any) -> list[str]:
@@ -70,27 +65,3 @@ def _texts(value: Any) -> list[str]:
     if not all(isinstance(text, str) for text in texts):
         raise RequestError(400, "invalid input type")
     return texts
-
-
-def _pooling(facts: Facts) -> Pooling:
-    """As the file says; else encoders take the mean, and others the last token, which has seen all of the text."""
-    said = facts.hparam("pooling_type")
-    if isinstance(said, int) and said in _POOLING:
-        return _POOLING[said]
-    return "mean" if facts.hidden_level == "prompt" else "last_token"
-
-
-def _shortened(vector: Any, dimensions: int) -> Any:
-    vector = _checked(vector)
-    if not 0 < dimensions < len(vector):
-        return vector
-    cut = vector[:dimensions]
-    norm = float(np.linalg.norm(cut))
-    return np.ascontiguousarray(cut / np.float32(norm) if norm else cut)
-
-
-def _checked(vector: Any) -> Any:
-    vector = np.ascontiguousarray(vector, np.float32)
-    if not np.isfinite(vector).all():
-        raise RequestError(500, "the embedding has NaN or infinite values")
-    return vector

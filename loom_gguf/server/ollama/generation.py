@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
@@ -22,16 +21,14 @@ from ..models import Entry, rfc3339
 from ..parsing import Parser, Piece, tool_names
 from ..running import Loaded, Use, generating
 from ..services import Services, services
-from ..tokens import TokenTexts
+from ..tokens import Logprob, TokenTexts, logprob
 from .hidden import Hidden
 from .options import check_generate, keep_alive, load_wishes, max_tokens, parse_options, sampling, stop_texts
 from .prompts import chat_prompt, check_think, generate_prompt
-from .schemas import ChatBody, GenerateBody, GenerationRequest, Logprob, Record
+from .schemas import ChatBody, GenerateBody, GenerationRequest, Record
 
 Way = Literal["generate", "chat"]
 JsonLine = dict[str, Any]
-
-_THINK = "<think>"
 
 
 @dataclass(frozen=True)
@@ -112,7 +109,8 @@ async def _lines(found: Services, call: Call) -> AsyncGenerator[JsonLine, None]:
     """The lines of an answer, the last of them with done: true; raises in place of the rest."""
     started = time.perf_counter()
     load_seconds = 0.0
-    writer = _Writer(call, await _texts(found, call))
+    texts = None if call.request.sampling.logprobs is None else await found.texts(call.use.params.path)
+    writer = _Writer(call, texts)
     try:
         async with aclosing(generating(found, call.use, lambda info: _with_capture(call, info))) as events:
             async for event in events:
@@ -126,13 +124,6 @@ async def _lines(found: Services, call: Call) -> AsyncGenerator[JsonLine, None]:
                         yield line
     except NotGenerativeError:
         raise RequestError(400, f'"{call.name}" does not support {call.way}') from None
-
-
-async def _texts(found: Services, call: Call) -> TokenTexts | None:
-    """The vocabulary, where log-probabilities need it."""
-    if call.request.sampling.logprobs is None:
-        return None
-    return await asyncio.to_thread(found.models.tokens, call.use.params.path)
 
 
 def _with_capture(call: Call, info: ModelInfo) -> GenerateRequest:
@@ -162,9 +153,7 @@ class _Writer:
         call = self._call
         if isinstance(event, Started):
             self._tokens += event.tokens
-            if call.think:
-                thinking = (event.text or "").rstrip().endswith(_THINK)
-                self._parser = Parser(think=True, thinking=thinking, tools=call.tools)
+            self._parser = Parser.after(event.text, think=call.think, tools=call.tools)
             return []
         if isinstance(event, PromptRows):
             portions = call.hidden.of_prompt(event) if call.hidden else ()
@@ -172,7 +161,8 @@ class _Writer:
         self._tokens.append(event.token_id)
         piece = self._parser.feed(event.text)
         records = call.hidden.of_token(event) if call.hidden else []
-        logprobs = self._logprobs(event)
+        told = logprob(event, self._texts) if self._texts else None
+        logprobs = [told] if told else []
         return [self._line(piece, records=records, logprobs=logprobs)] if piece or records or logprobs else []
 
     def finish(self, event: Finished, started: float, load_seconds: float) -> list[JsonLine]:
@@ -199,24 +189,6 @@ class _Writer:
         if records:
             line["hidden_states"] = records
         return line
-
-    def _logprobs(self, token: Token) -> list[Logprob]:
-        if token.logprob is None or self._texts is None:
-            return []
-        told = self._logprob(token.token_id, token.logprob)
-        if token.top_logprobs:
-            told["top_logprobs"] = [self._logprob(*pair) for pair in token.top_logprobs]
-        return [told]
-
-    def _logprob(self, token_id: int, logprob: float) -> Logprob:
-        assert self._texts is not None
-        piece = self._texts(token_id)
-        # Minus infinity cannot be JSON; no float64 is smaller than this.
-        return {
-            "token": piece.decode("utf-8", "replace"),
-            "logprob": max(logprob, -1.7976931348623157e308),
-            "bytes": list(piece),
-        }
 
 
 def _line(way: Way, name: str, piece: Piece) -> JsonLine:

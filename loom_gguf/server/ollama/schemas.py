@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 from typing_extensions import NotRequired, TypedDict
 
+from ..tokens import Logprob
+
 
 def _whole(value: Any) -> Any:
     """JSON has one kind of number: 8.0 is a good integer."""
@@ -148,15 +150,6 @@ class Record(TypedDict):
     saturated: NotRequired[int]  # float16: values beyond +-65504 that became +-65504
     dtype: NotRequired[str]  # where the numbers are of no type that `compression` tells, e.g. "int32"
     whole: NotRequired[bool]  # true: the node has no rows, and `shape` is [1, ...its own dimensions]
-
-
-class Logprob(TypedDict):
-    """A token and its log-probability."""
-
-    token: str  # its text
-    logprob: float  # natural logarithm
-    bytes: list[int]  # of the text: a token may be a part of a character
-    top_logprobs: NotRequired[list[Any]]  # the most probable tokens, best first
 
 
 class Timings(TypedDict, total=False):
