@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from .. import __version__
 from ..errors import LoomError
-from . import ollama
+from . import ollama, openai
 from .documented import document
 from .errors import RequestError, dialect_of, told
 from .guards import Guards
@@ -39,6 +39,7 @@ def create_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     app.include_router(ollama.router())
+    app.include_router(openai.router())
     app.add_api_route("/openapi.json", _openapi, methods=["GET"], include_in_schema=False, response_model=None)
     for kind in (LoomError, RequestError, Exception):
         app.add_exception_handler(kind, _on_error)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from ..errors import NotGenerativeError
 from ..jobs import Finished, PromptRows, Token
-from ..manager import RunnerLike
 from ..requests import Embedded, EmbedRequest, GenerateRequest, LoadParams, ModelInfo, Started
 from .errors import describe
 from .services import Services, Summary
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ async def embedding(found: Services, use: Use, requests: Sequence[EmbedRequest])
         async with found.manager.use(use.params, use.keep_alive) as runner:
             load_seconds = time.perf_counter() - summary.started
             # No more at once than the model computes at once: the queue is other clients' too.
-            embedded = await _in_order(runner, requests, found.settings.parallel)
+            embedded = await in_order([partial(runner.embed, request) for request in requests], found.settings.parallel)
         summary.n_prompt = sum(each.n_prompt for each in embedded)
         summary.outcome = "done"
         found.metrics.embedded(len(embedded), time.perf_counter() - summary.started - load_seconds)
@@ -97,19 +100,20 @@ async def embedding(found: Services, use: Use, requests: Sequence[EmbedRequest])
         summary.write()
 
 
-async def _in_order(runner: RunnerLike, requests: Sequence[EmbedRequest], at_once: int) -> list[Embedded]:
-    done: dict[int, Embedded] = {}
-    left = iter(enumerate(requests))
+async def in_order(work: Sequence[Callable[[], Awaitable[Result]]], at_once: int) -> list[Result]:
+    """The results of all, in their order; so many at once. The first error cancels the others."""
+    done: dict[int, Result] = {}
+    left = iter(enumerate(work))
 
-    async def work() -> None:
-        for at, request in left:
-            done[at] = await runner.embed(request)
+    async def some() -> None:
+        for at, each in left:
+            done[at] = await each()
 
-    tasks = [asyncio.create_task(work()) for _ in range(min(at_once, len(requests)))]
+    tasks = [asyncio.create_task(some()) for _ in range(min(at_once, len(work)))]
     try:
         await asyncio.gather(*tasks)
     finally:  # after an error or a cancellation nobody goes on
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    return [done[at] for at in range(len(requests))]
+    return [done[at] for at in range(len(work))]

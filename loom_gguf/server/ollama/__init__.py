@@ -10,7 +10,6 @@ from . import embedding, generation, listing
 from .schemas import ChatBody, EmbedBody, EmbeddingsBody, GenerateBody, ShowBody
 
 _FILES = "this server offers the .gguf files that it was started with: put a file into its --models-dir instead"
-_OPENAI = "this server does not speak OpenAI's API: use /api/generate, /api/chat and /api/embed"
 
 _ELSEWHERE = (
     ("/api/pull", "POST", f"pulling models is not supported; {_FILES}"),
@@ -19,7 +18,6 @@ _ELSEWHERE = (
     ("/api/copy", "POST", f"copying models is not supported; {_FILES}"),
     ("/api/delete", "DELETE", "deleting models is not supported: this server never changes files"),
     ("/api/blobs/{digest}", "POST HEAD", f"uploading models is not supported; {_FILES}"),
-    ("/v1/{path:path}", "GET POST", _OPENAI),
 )
 
 

@@ -1,0 +1,41 @@
+"""/v1/models."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..http import Json
+from ..models import Entry, Models
+from ..services import services
+
+
+async def listed(request: Request) -> Response:
+    """GET /v1/models."""
+    models = services(request).models
+    return Json({"object": "list", "data": await asyncio.to_thread(_all, models)})
+
+
+async def one(request: Request) -> Response:
+    """GET /v1/models/{model}."""
+    found = services(request)
+    return Json(await asyncio.to_thread(_one, found.models, request.path_params["model"]))
+
+
+def _all(models: Models) -> list[dict[str, Any]]:
+    return [_described(entry) for entry in models.entries()]
+
+
+def _one(models: Models, name: str) -> dict[str, Any]:
+    return _described(models.find(name))
+
+
+def _described(entry: Entry) -> dict[str, Any]:
+    try:
+        created = int(entry.path.stat().st_mtime)
+    except OSError:  # gone since the folder was read
+        created = 0
+    return {"id": entry.tag, "object": "model", "created": created, "owned_by": "loom_gguf"}
