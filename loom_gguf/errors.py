@@ -8,6 +8,8 @@ LoomError
 │   ├── CorruptGGUFError        its header contradicts itself
 │   └── TruncatedGGUFError      it ends before its tensors do
 ├── ModelClosedError            used after close()
+├── ServerError                 a server refused what its client asked
+├── ServerUnreachableError      no server answers
 ├── SettingsError               a server's setting that cannot be followed
 ├── DeviceNotFoundError         no such device on this machine or in this build
 ├── ContextError                a context cannot be made with these settings
@@ -65,6 +67,8 @@ __all__ = [
     "RowMismatchError",
     "RunnerDiedError",
     "SamplingError",
+    "ServerError",
+    "ServerUnreachableError",
     "SettingsError",
     "StatesError",
     "StatesFileError",
@@ -104,6 +108,19 @@ class TruncatedGGUFError(ModelLoadError):
 
 class ModelClosedError(LoomError):
     """The model was closed."""
+
+
+class ServerError(LoomError):
+    """A server refused what its client asked."""
+
+    def __init__(self, text: str, status: int | None = None) -> None:
+        """`status`: HTTP's; None where the answer had begun."""
+        super().__init__(text)
+        self.status = status
+
+
+class ServerUnreachableError(LoomError):
+    """No server answers, or no longer."""
 
 
 class SettingsError(LoomError):

@@ -199,3 +199,24 @@ def test_files_are_found_where_the_loom_looks(
     assert "another program" in caplog.text
     with pytest.raises(LoomError, match="there is no section 'database'"):
         ServerSettings.read(home, {}, Path("config.yaml"))
+
+
+def test_a_whole_file_of_the_looms(tmp_path: Path) -> None:
+    """Every key that The Loom's own settings have, as its defaults are: nothing of it stops the server."""
+    text = """
+server: {transport: http, http_host: 0.0.0.0, http_port: 8080, unix_socket: /tmp/loom.sock, cors_origins: ["*"],
+         cors_allow_credentials: false}
+gpu: {devices: [0], default_device: 0, memory_fraction: 0.9}
+hidden_states: {default_layers: [-1], include_attention: false, precision: float32}
+models: {cache_dir: ~/.cache/huggingface, preload: [], max_loaded: 3, default_dtype: auto, trust_remote_code: false,
+         auto_unload_minutes: 20}
+loaders: {fallback_order: [transformers], transformers_default_kwargs: {}}
+logging: {level: INFO, file: null, format: "%(message)s"}
+persistence: {enabled: false}
+memory: {precision_mode: auto}
+model_overrides: {}
+"""
+    settings = ServerSettings.read({}, {}, written(tmp_path / "any.yaml", text))
+    assert settings == ServerSettings(
+        host="0.0.0.0", port=8080, origins=("*",), device="gpu:0", keep_alive=1200.0, log_level="info"
+    )

@@ -89,7 +89,7 @@ _SETTINGS: Mapping[str, tuple[Callable[[str], Any], str]] = {
     "keep_alive": (values.duration, "models.keep_alive"),
     "parallel": (values.positive, "models.parallel"),
     "ctx": (values.positive, "models.ctx"),
-    "device": (values.text, "gpu.default_device"),
+    "device": (values.device, "gpu.default_device"),
     "split_mode": (values.split_mode, "gpu.split_mode"),
     "main_gpu": (values.index, "gpu.main_gpu"),
     "tensor_split": (values.proportions, "gpu.tensor_split"),
@@ -106,7 +106,7 @@ _ALIASES: Mapping[str, tuple[str, Callable[[str], Any]]] = {
 }
 _VARIABLES: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "LOOM_AUTO_UNLOAD_MINUTES": ("keep_alive", values.minutes),
-    "LOOM_DEFAULT_DEVICE": ("device", values.text),
+    "LOOM_DEFAULT_DEVICE": ("device", values.device),
 }
 
 # What The Loom knows and a GGUF file has no use for, by the end of the name: accepted, with a word on what to do.
@@ -117,6 +117,12 @@ _MEANINGLESS: Mapping[str, str] = {
     "default_dtype": "a GGUF file has its type already: choose the file, or --precision",
     "default_kwargs": "give --device, --ctx and --precision instead",
     "model_overrides": "give options with each request, or start another server",
+    "cors_allow_credentials": "this server knows no cookies: give --api-key where not everybody may ask",
+    "include_attention": "ask for it with return_attention",
+    "cache_dir": "set HF_HOME, or name a folder of .gguf files with --models-dir",
+    "format": "log lines have one form",
+    "persistence": "save answers in your program, or use `loom-gguf run --out`",
+    "memory": "choose a smaller quantization, or --ctx",
     "loaders": "a GGUF file has one loader: leave it out",
     "gpu.devices": "choose GPUs with --device or --tensor-split, or hide them with CUDA_VISIBLE_DEVICES",
 }

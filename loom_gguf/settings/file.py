@@ -27,9 +27,10 @@ class Given(NamedTuple):
 def find_file(environ: Mapping[str, str]) -> Path | None:
     """The first file that there is, where The Loom looks for one."""
     home = environ.get("HOME")
-    places = [Path("config.yaml"), Path("loom.yaml")]
+    places = [Path("config.yaml"), Path("config.yml"), Path("loom.yaml")]
     if home:
-        places.append(Path(environ.get("XDG_CONFIG_HOME") or f"{home}/.config") / "loom" / "config.yaml")
+        own = Path(environ.get("XDG_CONFIG_HOME") or f"{home}/.config") / "loom"
+        places += [own / "config.yaml", own / "config.yml"]
     places.append(Path("/etc/loom/config.yaml"))
     return next((place for place in places if place.is_file()), None)
 

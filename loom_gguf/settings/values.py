@@ -105,6 +105,11 @@ def text(text: str) -> str:
     return text
 
 
+def device(text: str) -> str:
+    """A device by name; The Loom has the number of a GPU there."""
+    return f"gpu:{text}" if text.isascii() and text.isdigit() else text
+
+
 def precision(text: str) -> str:
     """How exactly to compute."""
     return _one_of(text, get_args(Precision))
