@@ -4,6 +4,7 @@
 #   docker build --target cuda --tag loom_gguf:cuda .
 #
 # Both listen on port 11434 as an ordinary user, and look for .gguf files in /models. See compose.yaml.
+# The health check asks for /, which answers without a key.
 
 ARG CUDA=12.8.1
 
@@ -32,7 +33,7 @@ USER loom
 ENV PATH=/opt/loom/bin:$PATH LOOM_HOST=0.0.0.0 LOOM_MODELS_DIR=/models
 EXPOSE 11434
 HEALTHCHECK --interval=30s --timeout=5s --start-period=30s \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:11434/health', timeout=4)"]
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:11434/', timeout=4)"]
 ENTRYPOINT ["loom-gguf"]
 CMD ["serve"]
 
@@ -64,7 +65,7 @@ USER loom
 ENV PATH=/opt/loom/bin:$PATH LOOM_HOST=0.0.0.0 LOOM_MODELS_DIR=/models
 EXPOSE 11434
 HEALTHCHECK --interval=30s --timeout=5s --start-period=60s \
-    CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:11434/health', timeout=4)"]
+    CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:11434/', timeout=4)"]
 ENTRYPOINT ["loom-gguf"]
 CMD ["serve"]
 
