@@ -43,7 +43,7 @@ class Operation:
             return _normed(rows, self.numbers[0], centred=self.op == "NORM")
         if self.op == "SCALE":
             factor, offset = (np.float32(number) for number in self.numbers)
-            return rows * factor + offset
+            return np.asarray(rows * factor + offset)
         if self.op == "TANH":
             return np.tanh(rows)
         assert self.weight is not None

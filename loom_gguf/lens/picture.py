@@ -101,11 +101,12 @@ def _write_tokens(axes: Axes, result: LensResult, colours: Any, has_glyph: Any) 
             red, green, blue = colours[s, t, :3]
             light = 0.299 * red + 0.587 * green + 0.114 * blue > 0.5
             label = visible(result.text(token), has_glyph=has_glyph)
-            axes.text(
+            cell = axes.text(
                 t, s, label if len(label) <= 9 else label[:8] + "…", ha="center", va="center", family=_FONT,
                 fontsize=7, color="black" if light else "white", parse_math=False, clip_on=True,
                 weight="bold" if token == result.final_ids[t] else "normal",
             )  # fmt: skip
+            cell.set_in_layout(False)  # it lies within the axes; measuring every one takes most of the time
 
 
 def _ticks(axes: Axes, result: LensResult, has_glyph: Any) -> None:

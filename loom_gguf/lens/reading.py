@@ -224,7 +224,7 @@ def _proof(model: Model, head: Head, states: States, own_logits: Array | None, *
         last, final = states.roles.layers.get(states.n_layer - 1), states.roles.final
     if own_logits is None or last is None:
         raise LensUnsupportedError(
-            f"no logit lens for {model.path.name} ({model.arch}): its logits are not one row of {head.n_vocab} per token"
+            f"no logit lens for {model.path.name} ({model.arch}): its logits are not a row of {head.n_vocab} per token"
         )
     if not given and final is not None:
         _check_norm(model, head, _array(states, last), _array(states, final), given=False)

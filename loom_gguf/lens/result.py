@@ -157,9 +157,7 @@ def check_lens_target(path: str | os.PathLike[str]) -> Path:
     """The path, if a lens may be written there; worth asking before a long computation."""
     target = Path(path)
     if target.suffix not in SUFFIXES:
-        raise StatesFileError(
-            f"cannot tell the format of {target}: its name must end in one of {', '.join(SUFFIXES)}"
-        )
+        raise StatesFileError(f"cannot tell the format of {target}: its name must end in one of {', '.join(SUFFIXES)}")
     if target.is_dir():
         raise StatesFileError(f"{target} is a folder: name a file")
     if not target.parent.is_dir():

@@ -83,14 +83,14 @@ def read_blocks(
     """
     n_read, n_tokens = normed.shape[:2]
     n_states = n_read + (own_logits is not None)
-    known = np.isfinite(normed).all(axis=-1)  # (S, T)
+    known = np.asarray(np.isfinite(normed).all(axis=-1))  # (S, T)
     normed = _finite(normed)
     check_rows, check_logits = _both_finite(check_rows, check_logits)
     stacked = np.concatenate([normed.reshape(-1, head.n_embd), check_rows])
     targets = np.maximum(final.ids, 0)
     of_target = head.logits_at(normed, targets)
     if own_logits is not None:
-        known = np.concatenate([known, np.isfinite(own_logits).all(axis=-1)[None]])
+        known = np.concatenate([known, np.asarray(np.isfinite(own_logits).all(axis=-1))[None]])
         of_target = np.concatenate([of_target, own_logits[np.arange(n_tokens), targets][None]])
 
     log_sum, top = _LogSum((n_states, n_tokens)), _Top(top_k, (n_states, n_tokens))

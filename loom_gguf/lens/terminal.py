@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..plots import visible
+from ..states import Array
 from .result import LensResult
 
 # Ten steps of matplotlib's cividis (CC0), which looks the same to people with and without colour blindness; from
@@ -19,7 +20,7 @@ _CIVIDIS = (
     "#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838"
 )  # fmt: skip
 _DARK = 5
-_WIDEST = 12  # columns of a token
+_WIDEST = 16  # columns of a token: as `visible` cuts it, more only where characters are wide
 _SAME = "*"  # beside a token that is the model's own choice
 
 
@@ -48,15 +49,14 @@ class _Overview:
         words = [show(result.read(t)) for t in range(result.n_tokens)]
         for panel in _panels(cells, words, max(options.max_width - margin, _WIDEST + 2)):
             yield Text("")
-            heads = Text(f"{'state':>{margin - 9}} KL mean ", no_wrap=True, overflow="crop", style="dim")
-            yield heads.append("most probable next token" if len(panel) > 1 else "")
+            yield _line(f"{'state':>{margin - 9}} KL mean ", "dim")
             for s in reversed(range(len(result.labels))):
-                line = Text(f"{result.labels[s]:>{margin - 9}} {_mean(result.kl[s]):>7} ", no_wrap=True, overflow="crop")
+                line = _line(f"{result.labels[s]:>{margin - 9}} {_mean(result.kl[s]):>7} ")
                 for t, width in panel:
                     text, shade = cells[s][t]
                     _paint(line, set_cell_size(text, width), shade, colour)
                 yield line
-            line = Text(f"{'read':>{margin - 9}} {'':>7} ", no_wrap=True, overflow="crop")
+            line = _line(f"{'read':>{margin - 9}} {'':>7} ")
             for t, width in panel:
                 line.append(set_cell_size(words[t], width - 1) + " ", style="bold")
             yield line
@@ -123,6 +123,10 @@ def _panels(cells: list[list[tuple[str, float]]], words: list[str], room: int) -
     return panels
 
 
+def _line(text: str, style: str = "") -> Text:
+    return Text(text, style, no_wrap=True, overflow="crop")
+
+
 def _paint(line: Text, text: str, prob: float, colour: bool) -> None:
     if not colour:
         line.append(text)
@@ -154,7 +158,7 @@ def _labels(options: ConsoleOptions) -> Callable[[str], str]:
     return lambda text: ascii(text)[1:-1]
 
 
-def _mean(values: np.ndarray) -> str:  # type: ignore[type-arg]
+def _mean(values: Array) -> str:
     known = values[np.isfinite(values)]
     return _number(float(known.mean()), ".2f") if known.size else "none"
 
