@@ -243,6 +243,18 @@ def test_a_constant_row_is_a_state_like_any_other(llama):
     np.testing.assert_allclose(result.top_probs[1, 2], 1 / 320, rtol=1e-5)  # all logits are 0
 
 
+def test_logits_beyond_float32_are_no_numbers(llama):
+    found = find_head(llama.topology, llama.file)
+    head = replace(found, after=(Operation("SCALE", 1, (3e38, 0.0)),))
+    rows = np.random.default_rng(0).standard_normal((2, 3, 64)).astype(np.float32) * 10
+    final = stream.final_facts(head, rows, None)
+    numbers = stream.read_blocks(head, rows, None, final, 5, rows[0], np.zeros((3, 320), np.float32))
+    assert (final.ids == -1).all()
+    assert (numbers.top_ids == -1).all()
+    assert np.isnan(numbers.prob).all()
+    assert (numbers.rank == 0).all()
+
+
 # -- what is not understood -------------------------------------------------------------------------------------
 
 
