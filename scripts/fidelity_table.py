@@ -48,8 +48,8 @@ several. *exact* and *fast* are the two values of `precision`; weights are F32, 
 
 FOOT = """
 What to expect: about 1e-6 where llama.cpp computes in float32 throughout. GPT-2, Gemma-2, Phi-2, BERT and ModernBERT
-use GELU, which ggml's CPU code looks up in a float16 table, and stay near 1e-3. *fast* is flash attention with a float16
-cache. Embeddings are the first hidden states, *final* is the state behind the final norm.
+use GELU, which ggml's CPU code looks up in a float16 table, and stay near 1e-3. *fast* is flash attention with a
+float16 cache. Embeddings are the first hidden states, *final* is the state behind the final norm.
 """
 
 
