@@ -402,6 +402,8 @@ def test_pictures(demo, tmp_path, measure):
     assert [tick.get_text() for tick in axes.get_yticklabels()] == demo.labels
     assert axes.get_title(loc="left").startswith("A $title$")
     assert ("nats" in bar.get_ylabel()) == (measure == "kl")
+    if measure == "kl":  # the colours end at the largest of the layers, not of the embedding
+        assert axes.images[0].norm.vmax == pytest.approx(demo.kl[1:].max())
     assert any(text.get_text() == "↵" for text in (*axes.texts, *axes.get_xticklabels()))
     with pytest.raises(ValueError, match="measure"):
         demo.plot("size")

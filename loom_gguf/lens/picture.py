@@ -48,7 +48,9 @@ def draw(result: LensResult, measure: Measure, title: str | None) -> Figure:
     width, height = min(max(wide * n_tokens + 2.6, 7.0), _MAX_INCHES), min(max(0.3 * n_states, 2.2) + 2.0, _MAX_INCHES)
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     axes = figure.add_subplot()
-    known = values[np.isfinite(values)]
+    # An embedding is so much further off than any layer that layers would all look alike.
+    scaled = values[1:] if measure == "kl" and result.labels[0] == "embedding" else values
+    known = scaled[np.isfinite(scaled)]
     high = float(known.max()) if known.size else 1.0
     norm: Normalize
     if measure == "prob":
@@ -61,7 +63,8 @@ def draw(result: LensResult, measure: Measure, title: str | None) -> Figure:
     name = "cividis" if measure == "prob" else "cividis_r"
     colours = colormaps[name].with_extremes(bad=_NO_VALUE)
     image = axes.imshow(values, aspect="auto", origin="lower", interpolation="nearest", cmap=colours, norm=norm)
-    bar = figure.colorbar(image, ax=axes, pad=0.01, fraction=0.25 / width, aspect=14)
+    beyond = "max" if bool((values > float(norm.vmax or 1)).any()) else "neither"
+    bar = figure.colorbar(image, ax=axes, pad=0.01, fraction=0.25 / width, aspect=14, extend=beyond)
     bar.set_label(_SCALES[measure], family=_FONT, fontsize=9)
     has_glyph = _glyphs()
     if written:
