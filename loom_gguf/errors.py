@@ -32,6 +32,7 @@ LoomError
 │   ├── CaptureUnsupportedError this model or node cannot be captured so
 │   ├── CaptureMemoryError      no memory for the captured rows
 │   └── RowMismatchError        the graph did not give one row per token: nothing is returned
+├── LensUnsupportedError        how this model makes its logits is not understood, so no lens
 └── StatesError
     ├── NotCapturedError        states do not hold what is asked of them
     └── StatesFileError         a file of states cannot be written or read
@@ -54,6 +55,7 @@ __all__ = [
     "EngineVersionError",
     "GrammarError",
     "LayerRangeError",
+    "LensUnsupportedError",
     "LoomError",
     "ModelClosedError",
     "ModelLoadError",
@@ -213,6 +215,10 @@ class CaptureMemoryError(CaptureError, MemoryError):
 
 class RowMismatchError(CaptureError):
     """The graph did not give exactly one row per token and node; no row is returned rather than a wrong one."""
+
+
+class LensUnsupportedError(LoomError):
+    """How this model turns its last layer into logits is not understood, so other layers cannot be read that way."""
 
 
 class StatesError(LoomError):

@@ -13,7 +13,7 @@ import numpy as np
 
 from .batch import Array, Batch
 from .capture import Capture
-from .catalog import Node
+from .catalog import Node, Topology
 from .chat import Message, chat_template, prompt_tokens, render_chat
 from .context import Context, ContextParams, Precision
 from .embedding import Pooling, check_pooling, normalized, pool
@@ -26,6 +26,7 @@ from .errors import (
     PromptTooLongError,
     SamplingError,
 )
+from .gguf_file import GGUFFile
 from .library import resolve
 from .memory import capture_bytes, need_memory, out_of_memory
 from .placement import Placement
@@ -142,6 +143,17 @@ class Model:
     def encoder(self) -> bool:
         """Whether it reads texts only (the BERT family), and cannot generate."""
         return self._context.encoder
+
+    @property
+    def file(self) -> GGUFFile:
+        """What its file says about itself: metadata, and where each weight lies."""
+        return self._weights.file
+
+    @property
+    def topology(self) -> Topology:
+        """The graph of a forward pass over several tokens: its nodes, which of them reads which, its hidden states."""
+        self._need_open()
+        return self._context.catalog.several
 
     def nodes(self) -> list[Node]:
         """The nodes of one forward pass over several tokens, in graph order."""

@@ -25,6 +25,8 @@ KINDS = {
     "olmo2": "decoder, norms behind the blocks",
     "gemma2": "decoder, sliding window, soft caps",
     "gpt2": "decoder, learned positions",
+    "cohere": "decoder, parallel branches, logit scale",
+    "phi2": "decoder, partial rotary positions, biases",
     "mixtral": "mixture of experts",
     "qwen2moe": "mixture of experts, shared expert",
     "mamba": "recurrent",
@@ -45,9 +47,9 @@ several. *exact* and *fast* are the two values of `precision`; weights are F32, 
 """
 
 FOOT = """
-What to expect: about 1e-6 where llama.cpp computes in float32 throughout. GPT-2, Gemma-2, BERT and ModernBERT use GELU,
-which ggml's CPU code looks up in a float16 table, and stay near 1e-3. *fast* is flash attention with a float16 cache.
-Embeddings are the first hidden states, *final* is the state behind the final norm.
+What to expect: about 1e-6 where llama.cpp computes in float32 throughout. GPT-2, Gemma-2, Phi-2, BERT and ModernBERT
+use GELU, which ggml's CPU code looks up in a float16 table, and stay near 1e-3. *fast* is flash attention with a
+float16 cache. Embeddings are the first hidden states, *final* is the state behind the final norm.
 """
 
 

@@ -30,6 +30,7 @@ RETURNS = {
     "compress_float16": "tuple[numpy.typing.NDArray[numpy.float16], int]",
     "compress_int8": "tuple[numpy.typing.NDArray[numpy.int8], numpy.typing.NDArray[numpy.float32]]",
     "read_gguf": "tuple[int, dict[str, typing.Any], list[tuple[str, list[int], str, int, int]]]",
+    "read_weights": "numpy.typing.NDArray[numpy.float32]",
 }
 
 

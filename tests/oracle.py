@@ -20,10 +20,10 @@ from loom_gguf.weights import Weights
 Array = npt.NDArray[Any]
 
 FIDELITY = Path(__file__).parent / "fidelity"
-DECODERS = ("llama", "mixtral", "qwen2moe", "qwen3", "olmo2", "gemma2", "gpt2", "mamba", "lfm2")
+DECODERS = ("llama", "mixtral", "qwen2moe", "qwen3", "olmo2", "gemma2", "gpt2", "cohere", "phi2", "mamba", "lfm2")
 RECURRENT = ("mamba", "lfm2")
 # ggml's CPU looks GELU up in a float16 table, PyTorch computes it.
-GELU = ("gemma2", "gpt2")
+GELU = ("gemma2", "gpt2", "phi2")
 EOS = 318  # of the fidelity decoders; ids 0 to 255 are bytes, so is their text
 
 

@@ -7,6 +7,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include "core/reader.h"
 #include "ggml.h"
 #include "gguf.h"
 
@@ -96,10 +97,34 @@ static py::tuple read(const std::string & path) {
     return py::make_tuple(gguf_get_version(ctx.get()), metadata, tensors);
 }
 
+// (n_rows, n) float32 of the rows whose bytes are data[n_rows, row_size].
+static py::array_t<float> weights(const std::string & type_name, const py::array_t<uint8_t, py::array::c_style> & data,
+                                  py::ssize_t n) {
+    const ggml_type type = type_named(type_name);
+    Value value = Value::f32;
+    if (type == GGML_TYPE_COUNT || !readable(type, &value) || value != Value::f32)
+        throw py::value_error("weights of the type " + type_name + " cannot be read as numbers");
+    if (data.ndim() != 2 || n < 1 || n % ggml_blck_size(type) != 0 ||
+        static_cast<size_t>(data.shape(1)) != ggml_row_size(type, n))
+        throw py::value_error("the bytes are not rows of " + std::to_string(n) + " weights of the type " + type_name);
+    py::array_t<float> out({data.shape(0), n});
+    float * to = out.mutable_data();
+    const uint8_t * from = data.data();
+    const int64_t n_rows = data.shape(0);
+    {
+        const py::gil_scoped_release release;
+        read_weights(type, from, n_rows, n, to);
+    }
+    return out;
+}
+
 void register_gguf(py::module_ & m) {
     m.def("read_gguf", &read, py::arg("path"),
           "(version, metadata, tensors) of a GGUF file, without its weights. Tensors are (name, ne, type, offset in "
           "the file, size), both in bytes. Raises ValueError where ggml's parser refuses the file.");
+    m.def("read_weights", &weights, py::arg("type"), py::arg("data"), py::arg("n"),
+          "float32 (n_rows, n) of a weight's bytes, uint8 (n_rows, row size). Raises ValueError where the type cannot "
+          "be widened or the sizes do not fit.");
 }
 
 } // namespace loom::bindings

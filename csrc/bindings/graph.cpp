@@ -35,7 +35,20 @@ void register_graph(py::module_ & m) {
         .def_readonly("computed", &Node::computed,
                       "False: part of a branch that was not taken; its memory holds nothing.")
         .def_readonly("view", &Node::view, "Whether it shares the memory of another tensor.")
-        .def_readonly("memory", &Node::memory, "Whether it views memory that outlives the graph (the KV cache).");
+        .def_readonly("memory", &Node::memory, "Whether it views memory that outlives the graph (the KV cache).")
+        .def_readonly("sources", &Node::sources, "Ordinals of its operands; -1 where one is a weight or an input.")
+        .def_readonly("leaf_names", &Node::leaf_names,
+                      "Beside `sources`: the name of the weight or input, empty where the operand is a node.")
+        .def_property_readonly(
+            "params",
+            [](const Node & n) { return py::bytes(reinterpret_cast<const char *>(n.params.data()), sizeof(n.params)); },
+            "ggml's parameters of the operation, as they lie in memory.")
+        .def_property_readonly(
+            "function",
+            [](const Node & n) {
+                return n.op == GGML_OP_UNARY ? ggml_unary_op_name(static_cast<ggml_unary_op>(n.params[0])) : "";
+            },
+            "Which function of one variable a UNARY node computes (\"TANH\", ...); empty for other nodes.");
 
     py::class_<Graph>(m, "Graph", "The nodes of one compute graph, in the order of their evaluation.")
         .def_readonly("nodes", &Graph::nodes)

@@ -1,5 +1,7 @@
 #include "core/graph.h"
 
+#include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "ggml-backend.h"
@@ -39,6 +41,7 @@ void GraphRecorder::add(const ggml_tensor * t) {
     node.op = t->op;
     node.type = t->type;
     for (int d = 0; d < GGML_MAX_DIMS; d++) node.ne[static_cast<size_t>(d)] = t->ne[d];
+    std::copy(std::begin(t->op_params), std::end(t->op_params), node.params.begin());
     node.computed = (t->flags & GGML_TENSOR_FLAG_COMPUTE) != 0;
     node.view = t->view_src != nullptr;
     const ggml_backend_buffer_t buffer = node.view ? t->view_src->buffer : t->buffer;

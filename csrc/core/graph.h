@@ -36,6 +36,8 @@ struct Node {
     // stands in leaf_names at the same place.
     std::vector<int> sources;
     std::vector<std::string> leaf_names;
+    // ggml's own parameters of the operation (an epsilon, a factor, ...), as they lie in the tensor.
+    std::array<int32_t, GGML_MAX_OP_PARAMS / sizeof(int32_t)> params{};
 };
 
 struct Graph {

@@ -101,4 +101,19 @@ void read_rows(const ggml_tensor * t, const void * data, int axis, const std::ve
     }
 }
 
+ggml_type type_named(const std::string & name) {
+    for (int type = 0; type < GGML_TYPE_COUNT; type++) {
+        const char * known = ggml_type_name(static_cast<ggml_type>(type));
+        if (known != nullptr && name == known) return static_cast<ggml_type>(type);
+    }
+    return GGML_TYPE_COUNT;
+}
+
+void read_weights(ggml_type type, const void * data, int64_t n_rows, int64_t n, float * out) {
+    const size_t row_size = ggml_row_size(type, n);
+    for (int64_t row = 0; row < n_rows; row++)
+        read_run(type, static_cast<const char *>(data) + static_cast<size_t>(row) * row_size, n, ggml_type_size(type),
+                 Value::f32, out + row * n);
+}
+
 } // namespace loom

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "ggml.h"
@@ -30,5 +31,12 @@ bool dense_float_rows(const ggml_tensor * t, int axis);
 // `out` has room for rows.size() (or 1) rows of row_elements() values.
 void read_rows(const ggml_tensor * t, const void * data, int axis, const std::vector<int32_t> & rows, Value value,
                void * out);
+
+// The type that ggml calls so ("f32", "q4_0", ...); GGML_TYPE_COUNT where there is none.
+ggml_type type_named(const std::string & name);
+
+// Widens n_rows rows of a weight, each of ggml_row_size(type, n) bytes and one behind the other, to floats.
+// The type must be `readable` as f32, and n a multiple of its block size. `out` has room for n_rows * n values.
+void read_weights(ggml_type type, const void * data, int64_t n_rows, int64_t n, float * out);
 
 } // namespace loom

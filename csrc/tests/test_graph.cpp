@@ -1,5 +1,7 @@
 #include <doctest/doctest.h>
 
+#include <cstring>
+
 #include "tiny_model.h"
 
 using namespace loom;
@@ -50,6 +52,24 @@ TEST_CASE("operands are nodes by ordinal, or leaves by name") {
     const Node & embd = graph.nodes[static_cast<size_t>(graph.find("embd", -1))];
     CHECK(embd.sources == std::vector<int>{-1, -1});
     CHECK(embd.leaf_names == std::vector<std::string>{"token_embd.weight", "inp_tokens"});
+}
+
+TEST_CASE("parameters of an operation are kept as ggml has them") {
+    const ggml_context_ptr ctx(ggml_init({16 * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true}));
+    ggml_tensor * a = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, 4);
+    ggml_cgraph * gf = ggml_new_graph(ctx.get());
+    ggml_build_forward_expand(gf,
+                              ggml_tanh(ctx.get(), ggml_scale(ctx.get(), ggml_rms_norm(ctx.get(), a, 1e-5f), 3.0f)));
+    const Graph graph = record(gf);
+    REQUIRE(graph.nodes.size() == 3);
+    const auto number = [&graph](size_t node) {
+        float x;
+        std::memcpy(&x, graph.nodes[node].params.data(), sizeof(x));
+        return x;
+    };
+    CHECK(number(0) == 1e-5f);
+    CHECK(number(1) == 3.0f);
+    CHECK(graph.nodes[2].params[0] == GGML_UNARY_OP_TANH);
 }
 
 TEST_CASE("a node that names itself as operand has no leaf of its own name") {

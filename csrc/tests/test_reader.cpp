@@ -208,3 +208,21 @@ TEST_CASE("views of quantized tensors keep dimension 0") {
         check_all(ggml_view_3d(ctx.get(), base, 64, 3, 4, base->nb[1], base->nb[2], base->nb[1]), random);
     }
 }
+
+TEST_CASE("rows of weights are those of a tensor of that type") {
+    std::mt19937 random(6);
+    std::vector<ggml_type> types(std::begin(block_types), std::end(block_types));
+    types.insert(types.end(), {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16});
+    for (const ggml_type type : types) {
+        const ggml_context_ptr ctx = new_context();
+        ggml_tensor * t = ggml_new_tensor_2d(ctx.get(), type, 256, 5);
+        fill(t, random);
+        const std::vector<char> expected = expected_rows(t, t->data, 1, {1, 2, 3}, Value::f32);
+        std::vector<float> values(3 * 256);
+        REQUIRE(expected.size() == values.size() * sizeof(float));
+        read_weights(type, static_cast<const char *>(t->data) + t->nb[1], 3, 256, values.data());
+        CHECK(std::memcmp(values.data(), expected.data(), expected.size()) == 0);
+        CHECK(type_named(ggml_type_name(type)) == type);
+    }
+    CHECK(type_named("no such type") == GGML_TYPE_COUNT);
+}

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from gguf import GGUFWriter
-from recipe import Recipe, Weights, add_rope, add_sizes, split_experts, unpermute_rope
+from recipe import Recipe, Weights, add_rope, add_sizes, head_dim, split_experts, unpermute_rope
 from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     GPT2Config,
@@ -17,6 +19,8 @@ from transformers import (
     MixtralForCausalLM,
     Olmo2Config,
     Olmo2ForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
     PreTrainedModel,
     Qwen2MoeConfig,
     Qwen2MoeForCausalLM,
@@ -91,6 +95,19 @@ GPT2_NAMES = {
     "transformer.h.#.mlp.c_proj": "blk.#.ffn_down",
 }
 
+PHI_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.final_layernorm": "output_norm",
+    "lm_head": "output",
+    "model.layers.#.input_layernorm": "blk.#.attn_norm",
+    "model.layers.#.self_attn.q_proj": "blk.#.attn_q",
+    "model.layers.#.self_attn.k_proj": "blk.#.attn_k",
+    "model.layers.#.self_attn.v_proj": "blk.#.attn_v",
+    "model.layers.#.self_attn.dense": "blk.#.attn_output",
+    "model.layers.#.mlp.fc1": "blk.#.ffn_up",
+    "model.layers.#.mlp.fc2": "blk.#.ffn_down",
+}
+
 
 def rope_hyperparameters(writer: GGUFWriter, config: Any) -> None:
     """Sizes, rotary embedding and RMS norm: what Llama's file has and its relatives build on."""
@@ -125,6 +142,22 @@ def gpt2_hyperparameters(writer: GGUFWriter, config: Any) -> None:
     add_sizes(writer, config, N_CTX)
     writer.add_feed_forward_length(4 * config.hidden_size)
     writer.add_layer_norm_eps(config.layer_norm_epsilon)
+
+
+def cohere_hyperparameters(writer: GGUFWriter, config: Any) -> None:
+    add_sizes(writer, config, N_CTX)
+    add_rope(writer, config)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_layer_norm_eps(config.layer_norm_eps)
+    writer.add_logit_scale(config.logit_scale)
+
+
+def phi2_hyperparameters(writer: GGUFWriter, config: Any) -> None:
+    add_sizes(writer, config, N_CTX)
+    writer.add_rope_dimension_count(head_dim(config) // 2)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_layer_norm_eps(config.layer_norm_eps)
 
 
 def llama_weights(model: PreTrainedModel) -> Weights:
@@ -195,6 +228,19 @@ def build_gpt2() -> PreTrainedModel:
     return GPT2LMHeadModel(GPT2Config(**COMMON, n_embd=32, n_layer=3))
 
 
+def build_cohere() -> PreTrainedModel:
+    """Attention and feed-forward side by side, tied embeddings, and logits with a scale."""
+    return CohereForCausalLM(CohereConfig(**COMMON, **ROPE, logit_scale=0.3))
+
+
+def build_phi2() -> PreTrainedModel:
+    """Biases everywhere, on the logits too; half of each head is rotated."""
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+    return PhiForCausalLM(
+        PhiConfig(**COMMON, **ROPE | {"hidden_size": 32, "num_key_value_heads": 4, "rope_parameters": rope})
+    )
+
+
 DECODERS = [
     Recipe(
         name="llama",
@@ -258,5 +304,21 @@ DECODERS = [
         names=GPT2_NAMES,
         hyperparameters=gpt2_hyperparameters,
         weights=gpt2_weights,
+    ),
+    Recipe(
+        name="cohere",
+        arch="command-r",
+        build=build_cohere,
+        blocks="model.layers",
+        names=LLAMA_NAMES,
+        hyperparameters=cohere_hyperparameters,
+    ),
+    Recipe(
+        name="phi2",
+        arch="phi2",
+        build=build_phi2,
+        blocks="model.layers",
+        names=PHI_NAMES,
+        hyperparameters=phi2_hyperparameters,
     ),
 ]

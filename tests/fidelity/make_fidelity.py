@@ -19,6 +19,7 @@ from archs_decoder import DECODERS
 from archs_encoder import ENCODERS
 from archs_other import OTHERS
 from gguf import GGMLQuantizationType
+from gguf.quants import dequantize, quantize
 from recipe import Recipe, randomize, write_gguf
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from vocabularies import ByteVocabulary, NoVocabulary, WordVocabulary
 
 SEED = 20240229
 N_TOKENS = 24
+N_TOP = 5  # most probable tokens in the oracle of the lens
 TEXTS = (
     "It reads the text twice, and each layer states what it sees in every word.",
     "A short text.",
@@ -94,10 +96,57 @@ def run_texts(model: PreTrainedModel, recipe: Recipe, vocabulary: WordVocabulary
     }
 
 
-def save_oracle(path: Path, states: dict[str, Tensor], about: dict[str, str]) -> None:
+@torch.no_grad()
+def run_lens(model: PreTrainedModel, recipe: Recipe, states: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What the model says where its last block is made to give each hidden state in turn, [S, T, ...].
+
+    So the norm, the output matrix and what follows are PyTorch's own, and no code here repeats them.
+    """
+    given = states["hidden_states"][:1]
+
+    def replace(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> object:
+        return (given, *output[1:]) if isinstance(output, tuple) else given
+
+    hook = recipe.block_modules(model)[-1].register_forward_hook(replace)
+    logits = []
+    for state in (states["hidden_states"][0], *states["block_outputs"]):
+        given = state[None]
+        logits.append(model(input_ids=states["tokens"][None].long()).logits[0])
+    hook.remove()
+    logits.append(model(input_ids=states["tokens"][None].long()).logits[0])
+    says = torch.stack(logits).double().log_softmax(dim=-1)  # [S, T, V]
+    chosen = says[-1].argmax(dim=-1)[None, :, None].expand(len(says), -1, 1)
+    log_prob = says.gather(-1, chosen)
+    top = says.exp().topk(N_TOP, dim=-1)
+    final = says[-1].expand_as(says)
+    return {
+        "top_ids": top.indices.to(torch.int32),
+        "top_probs": top.values.float(),
+        "final_ids": chosen[0, :, 0].to(torch.int32),
+        "rank_of_final": 1 + (says > log_prob).sum(dim=-1).to(torch.int32),
+        "prob_of_final": log_prob[..., 0].exp().float(),
+        "kl": nn.functional.kl_div(says, final, reduction="none", log_target=True).sum(dim=-1).float(),
+    }
+
+
+def lens_files(model: PreTrainedModel, recipe: Recipe, states: dict[str, Tensor], out: Path) -> None:
+    """Writes what a logit lens must say of these states; for llama also through its quantized output matrices."""
+    save_oracle(out / f"{recipe.name}.lens.safetensors", run_lens(model, recipe, states), {})
+    if recipe.name != "llama":
+        return
+    head = model.get_output_embeddings().weight
+    plain = head.detach().clone()
+    for dtype in (GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0):
+        head.data = torch.from_numpy(dequantize(quantize(plain.numpy(), dtype), dtype).reshape(plain.shape))
+        name = f"llama-{dtype.name.lower()}.lens.safetensors"
+        save_oracle(out / name, run_lens(model, recipe, states), {}, made_by="llama")
+    head.data = plain
+
+
+def save_oracle(path: Path, states: dict[str, Tensor], about: dict[str, str], *, made_by: str | None = None) -> None:
     """Writes the states, and how to make them again."""
     versions = {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__}
-    command = f"python tests/fidelity/make_fidelity.py --only {path.stem}"
+    command = f"python tests/fidelity/make_fidelity.py --only {made_by or path.name.split('.')[0]}"
     data = save(states, {"command": command, "seed": str(SEED)} | versions | about)
     # safetensors orders its header anew in every run; sorted, the files are reproducible.
     end = 8 + int.from_bytes(data[:8], "little")
@@ -128,6 +177,7 @@ def make(recipe: Recipe, out: Path) -> None:
     if recipe.has_oracle:
         states = run(model, recipe, random_tokens(vocabulary, generator))
         save_oracle(path.with_suffix(".safetensors"), states, about)
+        lens_files(model, recipe, states, out)
     if recipe.name == "llama":
         no_vocab = NoVocabulary(vocabulary.size)
         write_gguf(out / "llama-no-vocab.gguf", recipe, model.config, tensors, no_vocab)

@@ -1,0 +1,167 @@
+"""The lens in a terminal: each state's most probable token at each position, coloured by its probability."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ..plots import visible
+from ..states import Array
+from .result import LensResult
+
+# Ten steps of matplotlib's cividis (CC0), which looks the same to people with and without colour blindness; from
+# step 5 on, black text can be read on it, before that white.
+_CIVIDIS = (
+    "#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838"
+)  # fmt: skip
+_DARK = 5
+_WIDEST = 16  # columns of a token: as `visible` cuts it, more only where characters are wide
+_SAME = "*"  # beside a token that is the model's own choice
+
+
+def overview(result: LensResult) -> RenderableType:
+    """States upwards, positions to the right."""
+    return _Overview(result)
+
+
+def detail(result: LensResult, at: int) -> RenderableType:
+    """All top tokens of every state at position number `at` (0 is the first captured row)."""
+    return _Detail(result, at)
+
+
+class _Overview:
+    def __init__(self, result: LensResult) -> None:
+        self._result = result
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        """The panels, each as wide as fits."""
+        result, colour = self._result, _has_colour(console, options)
+        show = _labels(options)
+        yield Text(f"Logit lens of {visible(result.model)}: each state's most probable next token", style="bold")
+        yield _legend(colour)
+        margin = max(len("KL mean"), *map(len, result.labels)) + 9
+        cells = [[_cell(result, s, t, show, colour) for t in range(result.n_tokens)] for s in range(len(result.labels))]
+        words = [show(result.read(t)) for t in range(result.n_tokens)]
+        for panel in _panels(cells, words, max(options.max_width - margin, _WIDEST + 2)):
+            yield Text("")
+            yield _line(f"{'state':>{margin - 9}} KL mean ", "dim")
+            for s in reversed(range(len(result.labels))):
+                line = _line(f"{result.labels[s]:>{margin - 9}} {_mean(result.kl[s]):>7} ")
+                for t, width in panel:
+                    text, shade = cells[s][t]
+                    _paint(line, set_cell_size(text, width), shade, colour)
+                yield line
+            line = _line(f"{'read':>{margin - 9}} {'':>7} ")
+            for t, width in panel:
+                line.append(set_cell_size(words[t], width - 1) + " ", style="bold")
+            yield line
+
+
+class _Detail:
+    def __init__(self, result: LensResult, at: int) -> None:
+        self._result, self._at = result, at
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        """One row per state."""
+        result, at, colour = self._result, self._at, _has_colour(console, options)
+        show = _labels(options)
+        final = int(result.final_ids[at])
+        chosen = f"the model's own choice: '{show(result.text(final))}'" if final >= 0 else "the logits are no numbers"
+        table = Table(
+            title=f"After '{show(result.read(at))}' at position {result.positions[at]}; {chosen}",
+            title_justify="left", title_style="bold", box=None, pad_edge=False,
+        )  # fmt: skip
+        table.add_column("state", justify="right")
+        table.add_column("KL (nats)", justify="right")
+        table.add_column("its rank", justify="right")
+        table.add_column("its prob.", justify="right")
+        table.add_column("most probable tokens", no_wrap=True, overflow="ellipsis")
+        for s in reversed(range(len(result.labels))):
+            tops = Text()
+            for token, prob in zip(result.top_ids[s, at].tolist(), result.top_probs[s, at].tolist(), strict=True):
+                if token >= 0:
+                    text = f"{show(result.text(token))}{_SAME if token == final else ''}"
+                    _paint(tops, f" {text} {prob:.1%} ", prob, colour)
+                    tops.append(" ")
+            rank = int(result.rank_of_final[s, at])
+            table.add_row(
+                result.labels[s],
+                _number(result.kl[s, at], ".3f"),
+                f"{rank:,}" if rank else "none",
+                _number(result.prob_of_final[s, at], ".1%"),
+                tops,
+            )
+        yield table
+
+
+def _cell(result: LensResult, s: int, t: int, show: Callable[[str], str], colour: bool) -> tuple[str, float]:
+    token, prob = int(result.top_ids[s, t, 0]), float(result.top_probs[s, t, 0])
+    if token < 0:
+        return "no number ", prob
+    text = set_cell_size(show(result.text(token)), min(cell_len(show(result.text(token))), _WIDEST))
+    text += _SAME if token == result.final_ids[t] else ""
+    return (f"{text} " if colour else f"{text} {prob:.0%} "), prob
+
+
+def _panels(cells: list[list[tuple[str, float]]], words: list[str], room: int) -> list[list[tuple[int, int]]]:
+    """Positions with the width of their column, in lines of at most `room` columns, at least one to a line."""
+    panels: list[list[tuple[int, int]]] = []
+    left = -1
+    for t, word in enumerate(words):
+        width = max(min(cell_len(word), _WIDEST) + 1, *(cell_len(row[t][0]) for row in cells))
+        width = min(width, room)
+        left -= width
+        if left < 0:
+            panels.append([])
+            left = room - width
+        panels[-1].append((t, width))
+    return panels
+
+
+def _line(text: str, style: str = "") -> Text:
+    return Text(text, style, no_wrap=True, overflow="crop")
+
+
+def _paint(line: Text, text: str, prob: float, colour: bool) -> None:
+    if not colour:
+        line.append(text)
+    elif np.isnan(prob):
+        line.append(text, style="white on #e3120b")
+    else:
+        step = min(int(prob * 10), 9)
+        line.append(text, style=f"{'#ffffff' if step < _DARK else '#000000'} on {_CIVIDIS[step]}")
+
+
+def _legend(colour: bool) -> Text:
+    line = Text(f"{_SAME} the model's own choice; KL(final || state): nats; ")
+    if not colour:
+        return line.append("with each token its probability")
+    line.append("probability 0% ")
+    for step in range(10):
+        line.append("  ", style=f"on {_CIVIDIS[step]}")
+    return line.append(" 100%")
+
+
+def _has_colour(console: Console, options: ConsoleOptions) -> bool:
+    return console.color_system in ("256", "truecolor", "windows") and options.encoding.startswith("utf")
+
+
+def _labels(options: ConsoleOptions) -> Callable[[str], str]:
+    """Token labels that the terminal's encoding can write."""
+    if options.encoding.startswith("utf"):
+        return visible
+    return lambda text: ascii(text)[1:-1]
+
+
+def _mean(values: Array) -> str:
+    known = values[np.isfinite(values)]
+    return _number(float(known.mean()), ".2f") if known.size else "none"
+
+
+def _number(value: float, form: str) -> str:
+    return format(float(value), form) if np.isfinite(value) else "none"
