@@ -23,6 +23,7 @@ class ServerSettings:
     host: str = "127.0.0.1"
     port: int = 11434  # 0: any free one
     models_dir: Path | None = None  # whose .gguf files are offered by name
+    allow_paths: bool = False  # whether requests may name files by their paths
     parallel: int = 4  # sequences of one model at once
     max_models: int = 3  # loaded at once
     keep_alive: float = 300.0  # seconds that an idle model stays; negative: for ever
@@ -72,6 +73,15 @@ def positive(text: str) -> int:
     return _between(text, 1, 2**31 - 1)
 
 
+def switch(text: str) -> bool:
+    """Yes or no."""
+    if text.lower() in ("1", "true", "yes", "on"):
+        return True
+    if text.lower() in ("0", "false", "no", "off"):
+        return False
+    raise ValueError(f"{text!r:.60} is neither 1 nor 0")
+
+
 def origins(text: str) -> tuple[str, ...]:
     """Origins with commas between them."""
     return tuple(part for part in (part.strip().rstrip("/") for part in text.split(",")) if part)
@@ -99,6 +109,7 @@ _PARSERS: Mapping[str, Any] = {
     "host": str,
     "port": port,
     "models_dir": Path,
+    "allow_paths": switch,
     "parallel": positive,
     "max_models": positive,
     "keep_alive": duration,

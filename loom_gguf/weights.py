@@ -8,7 +8,8 @@ from typing import Any
 
 from ._native import complaints, forget_complaints, lib
 from .errors import CaptureUnsupportedError, ModelLoadError
-from .gguf_file import read_gguf
+from .gguf_file import read_model
+from .ollama_engine import check_engine
 from .vocab import Vocab
 
 
@@ -17,7 +18,8 @@ class Weights:
 
     def __init__(self, path: Path, n_gpu_layers: int = -1) -> None:
         """Load the GGUF file at `path`; n_gpu_layers: blocks to keep on the GPU, -1 for all."""
-        self.file = read_gguf(path)
+        self.file = read_model(path)
+        check_engine(self.file)
         params = lib.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
         forget_complaints()

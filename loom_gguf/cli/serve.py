@@ -31,11 +31,16 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "models", nargs="*", metavar="MODEL",
-        help="paths of .gguf files to offer; the first is loaded at once. `demo` is always there",
+        help="paths of .gguf files to offer beside the models of `loom-gguf list`, or names of those; the first is "
+        "loaded at once",
     )  # fmt: skip
     parser.add_argument("--host", help="address to listen on; 0.0.0.0 is all of them (default: 127.0.0.1)")
     parser.add_argument("--port", type=_as("port"), metavar="N", help="0 is any free one (default: 11434)")
     parser.add_argument("--models-dir", type=Path, metavar="DIR", help="offer all .gguf files in this folder by name")
+    parser.add_argument(
+        "--allow-paths", action="store_const", const=True,
+        help="open any .gguf file of this machine that a request names by its path",
+    )  # fmt: skip
     parser.add_argument(
         "--parallel", type=_as("positive"), metavar="N", help="requests that one model computes at once (default: 4)"
     )
@@ -68,15 +73,21 @@ def run(args: argparse.Namespace) -> int:
     import asyncio
     import logging
 
-    from ..library import resolve
+    from ..library import Library, LibrarySettings, find
     from ..server.models import Models
     from ..settings import ServerSettings
 
     settings = ServerSettings.read(os.environ, vars(args))
     if settings.models_dir is not None and not settings.models_dir.is_dir():
         raise LoomError(f"--models-dir: there is no folder {settings.models_dir}")
-    files = [resolve(model).absolute() for model in args.models]
-    models = Models(settings.models_dir, files)
+    named = [find(model).usable() for model in args.models]
+    files = [entry.path.absolute() for entry in named if entry.path is not None]
+    library = Library(
+        LibrarySettings.read(os.environ, folder=settings.models_dir),
+        [file for file, entry in zip(files, named, strict=True) if entry.place == "file"],
+        allow_paths=settings.allow_paths,
+    )
+    models = Models(library=library)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("loom_gguf").setLevel(logging.INFO)
     logging.getLogger("loom_gguf.llama_cpp").setLevel(logging.WARNING)  # it says hundreds of lines about each model

@@ -33,8 +33,8 @@ async def embed(request: Request) -> Response:
     seconds = keep_alive(body.keep_alive)
     if body.dimensions < 0:
         raise RequestError(400, "dimensions must not be negative")
-    entry, facts = await found.find(body.model)
-    params = found.load_params(entry, facts, parse_options(body.options))
+    entry, facts, extras = await found.find(body.model)
+    params = found.load_params(entry, facts, parse_options(body.options, extras.params))
     make = [
         EmbedRequest(TextPrompt(text), _pooling(facts), True, "final", body.truncate is not False) for text in texts
     ]
@@ -58,8 +58,8 @@ async def embeddings(request: Request) -> Response:
     body = await read(request, EmbeddingsBody)
     found = services(request)
     seconds = keep_alive(body.keep_alive)
-    entry, facts = await found.find(body.model)
-    params = found.load_params(entry, facts, parse_options(body.options))
+    entry, facts, extras = await found.find(body.model)
+    params = found.load_params(entry, facts, parse_options(body.options, extras.params))
     make = [EmbedRequest(TextPrompt(body.prompt), _pooling(facts), normalize=False)] if body.prompt else []
     done = await unless_gone(request, _embed(found, params, seconds, make, body.model, "/api/embeddings"))
     if done is None:

@@ -35,6 +35,8 @@ class HiddenConfigError(RequestError):
 # of a row has none, that goes into a second key, "detail".
 _TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (errors.ModelNotFoundError, 404, "{}"),
+    (errors.ModelNameError, 400, "{}"),
+    (errors.UnsupportedModelError, 400, "{}"),
     (errors.ModelLoadError, 500, "{}"),
     (errors.ModelClosedError, 503, "{}"),
     (errors.EngineBusyError, 503, "{}"),

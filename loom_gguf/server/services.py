@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
+from ..library import Extras
 from ..requests import LoadParams
 from ..settings import ServerSettings
 from .interfaces import ManagerLike
-from .models import Entry, Facts, Models
+from .models import Entry, Facts, Models, file_of
 from .options import load_params
 from .schemas import Options
 
@@ -27,14 +28,17 @@ class Services:
     manager: ManagerLike
     settings: ServerSettings
 
-    async def find(self, name: str) -> tuple[Entry, Facts]:
-        """A model and what its file says; ModelNotFoundError where there is none."""
-        entry = await asyncio.to_thread(self.models.find, name)
-        return entry, await asyncio.to_thread(self.models.facts, entry.path)
+    async def find(self, name: str) -> tuple[Entry, Facts, Extras]:
+        """A model, what its file says, and what a store adds to that; ModelNotFoundError where there is none."""
+        return await asyncio.to_thread(self._find, name)
+
+    def _find(self, name: str) -> tuple[Entry, Facts, Extras]:
+        entry = self.models.find(name)
+        return entry, self.models.facts(file_of(entry)), self.models.extras(entry)
 
     def load_params(self, entry: Entry, facts: Facts, options: Options) -> LoadParams:
         """How to load it."""
-        return load_params(entry.path, options, self.settings, facts.n_ctx_train)
+        return load_params(file_of(entry), options, self.settings, facts.n_ctx_train)
 
 
 def services(request: Request) -> Services:
