@@ -37,7 +37,10 @@ class OllamaStore:
 
     def blob(self, content: bytes, kind: str) -> dict[str, Any]:
         digest = hashlib.sha256(content).hexdigest()
-        self.blob_path(digest).write_bytes(content)
+        if not self.blob_path(digest).exists():  # others may read it
+            temporary = self.root / "blobs" / f"sha256-{os.getpid()}"
+            temporary.write_bytes(content)
+            temporary.rename(self.blob_path(digest))
         return {"mediaType": kind, "digest": f"sha256:{digest}", "size": len(content)}
 
     def blob_path(self, digest: str) -> Path:

@@ -86,7 +86,7 @@ def test_hosts_and_namespaces(machine: Machine, manifest: str, name: str) -> Non
     machine.ollama.add(manifest)
     assert machine.library().find(name).path is not None
     with pytest.raises(ModelNotFoundError):
-        machine.library().find(name.split("/")[-1])
+        machine.library().find(name.rsplit("/", maxsplit=1)[-1])
 
 
 def test_what_a_manifest_adds(machine: Machine) -> None:

@@ -13,9 +13,11 @@ from ..errors import LoomError
 from .output import info
 
 if TYPE_CHECKING:
+    from ..library import Entry
     from ..server.models import Models
     from ..settings import ServerSettings
 
+_SHOWN = 8  # names of models
 _GRACE = 5  # seconds that answers under way still have after Ctrl-C or SIGTERM
 
 
@@ -81,18 +83,16 @@ def run(args: argparse.Namespace) -> int:
     if settings.models_dir is not None and not settings.models_dir.is_dir():
         raise LoomError(f"--models-dir: there is no folder {settings.models_dir}")
     named = [find(model).usable() for model in args.models]
-    files = [entry.path.absolute() for entry in named if entry.path is not None]
+    files = [entry.path.absolute() for entry in named if entry.place == "file" and entry.path is not None]
     library = Library(
-        LibrarySettings.read(os.environ, folder=settings.models_dir),
-        [file for file, entry in zip(files, named, strict=True) if entry.place == "file"],
-        allow_paths=settings.allow_paths,
+        LibrarySettings.read(os.environ, folder=settings.models_dir), files, allow_paths=settings.allow_paths
     )
     models = Models(library=library)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("loom_gguf").setLevel(logging.INFO)
     logging.getLogger("loom_gguf.llama_cpp").setLevel(logging.WARNING)  # it says hundreds of lines about each model
     with _listen(settings.host, settings.port) as listening:
-        asyncio.run(_serve(settings, models, files, listening))
+        asyncio.run(_serve(settings, models, named[0] if named else None, listening))
     return 0
 
 
@@ -134,7 +134,7 @@ def _listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-async def _serve(settings: ServerSettings, models: Models, files: list[Path], listening: socket.socket) -> None:
+async def _serve(settings: ServerSettings, models: Models, first: Entry | None, listening: socket.socket) -> None:
     import asyncio
 
     import uvicorn
@@ -142,15 +142,17 @@ async def _serve(settings: ServerSettings, models: Models, files: list[Path], li
     from ..manager import Manager
     from ..runner import Runner
     from ..server import create_app
-    from ..server.options import load_params
-    from ..server.schemas import Options
+    from ..server.options import load_params, parse_options
 
     manager = Manager(Runner.start, max_models=settings.max_models, default_keep_alive=settings.keep_alive)
     try:
-        if files:
-            facts = await asyncio.to_thread(models.facts, files[0])
-            info(f"loading {files[0].name}")
-            async with manager.use(load_params(files[0], Options(), settings, facts.n_ctx_train)):
+        if first is not None and first.path is not None:
+            path = first.path.absolute()
+            facts = await asyncio.to_thread(models.facts, path)
+            extras = await asyncio.to_thread(models.extras, first)
+            info(f"loading {first.name}")
+            options = parse_options(None, extras.params)
+            async with manager.use(load_params(path, options, settings, facts.n_ctx_train)):
                 pass
         config = uvicorn.Config(
             create_app(models, manager, settings),
@@ -159,7 +161,8 @@ async def _serve(settings: ServerSettings, models: Models, files: list[Path], li
             timeout_graceful_shutdown=_GRACE,
             ws="none",
         )
-        names = ", ".join(entry.name for entry in await asyncio.to_thread(models.entries))
+        offered = [entry.name for entry in await asyncio.to_thread(models.entries)]
+        names = ", ".join(offered[:_SHOWN]) + (f" and {len(offered) - _SHOWN} more" if len(offered) > _SHOWN else "")
         host, port = listening.getsockname()[:2]
         info(f"serving {names} at http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)")
         await _server(config).serve(sockets=[listening])

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 UNKNOWN_DIGEST = "0" * 64
 
 _HASHED_AT_ONCE = 256 * 2**20  # bytes; larger files are hashed in the background
+_MAX_SAID = 1000  # problems that are remembered
 _KEPT_ITEMS = 64  # of metadata's arrays; vocabularies would fill the memory
 
 
@@ -99,6 +100,7 @@ class Models:
     ) -> None:
         """`library`: where the models come from; else those of `folder` and `files`, and the demo."""
         self._library = library or Library(LibrarySettings(folder=folder), files)
+        self._said: set[str] = set()  # in the log, once
         self._facts = _PerFile(_read_facts, 1000)
         self._tokens = _PerFile(lambda path: TokenTexts(read_gguf(path).metadata), 4)
         self._digests = _PerFile(_sha256, 1000)
@@ -112,8 +114,10 @@ class Models:
         for entry in self._library.offered():
             if entry.problem is None:
                 usable.append(entry)
-            else:
-                logger.warning("not offered: %.500s", entry.problem)
+            elif (said := str(entry.problem)) not in self._said:
+                if len(self._said) < _MAX_SAID:
+                    self._said.add(said)
+                logger.warning("not offered: %.500s", said)
         return usable
 
     def find(self, name: str) -> Entry:
