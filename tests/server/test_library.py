@@ -84,7 +84,7 @@ def test_tags_and_show(client: TestClient, store: OllamaStore) -> None:
     assert (full["place"], full["hidden_states"]["level"]) == ("ollama", "all")
     shown = ask(client, "show", model="FULL").json()
     assert (shown["system"], shown["license"], shown["messages"]) == ("Be brief.", "MIT", MESSAGES)
-    assert shown["template"].startswith("{%")  # the file's own
+    assert shown["template"].startswith("{{ bos_token }}")  # the file's own
     assert shown["parameters"].split() == [
         "temperature", "0.25", "num_ctx", "96", "stop", '"<a>"', "stop", '"<b>"', "num_gqa", "8",
     ]  # fmt: skip
