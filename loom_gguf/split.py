@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import MissingPartError
@@ -74,7 +74,7 @@ def models_of(paths: Iterable[Path]) -> list[Files]:
 
 
 def files_of(path: Path) -> Files:
-    """All files of the model whose file, or first part, is `path`."""
+    """All files of the model that the file `path` is, or is a part of."""
     part = PART.search(without_suffix(path.name))
     if part is None:
         return Files(path, (path,), (), 1)
@@ -90,4 +90,4 @@ def files_of(path: Path) -> Files:
         if name.startswith(stem) and (m := PART.search(without_suffix(name))) and m[2] == part[2]
     ]
     same = [files for files in models_of([*others, path]) if path in files.parts]
-    return replace(same[0], path=path) if same and path != same[0].path else (same or [Files(path, (path,), (), 1)])[0]
+    return same[0] if same else Files(path, (path,), (), 1)

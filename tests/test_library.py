@@ -230,11 +230,13 @@ def test_split_models(machine: Machine) -> None:
     with Model("big", n_threads=1) as model, Model(LLAMA, n_threads=1) as same:
         states, expected = (each.forward(tokens, Capture.all_layers()) for each in (model, same))
         np.testing.assert_array_equal(states.layer(-1), expected.layer(-1))
+    assert resolve(str(paths[2])) == paths[0]
     paths[1].unlink()
     with pytest.raises(MissingPartError, match=r"missing: 2\."):
         machine.library().find("big")
-    with pytest.raises(MissingPartError, match=r"missing: 2\."):
-        Model(paths[0])
+    for path in (paths[0], str(paths[0]), str(paths[2])):
+        with pytest.raises(MissingPartError, match=r"missing: 2\."):
+            Model(path)
 
 
 @pytest.mark.parametrize(

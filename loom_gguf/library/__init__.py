@@ -51,7 +51,7 @@ def resolve(model: str | os.PathLike[str]) -> Path:
         if not _exists(path):
             raise _no_model(os.fspath(model))
         return path
-    entry = find(model)
+    entry = find(model).usable()
     assert entry.path is not None  # those without one have a problem
     return entry.path
 
