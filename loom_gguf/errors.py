@@ -3,10 +3,15 @@
 LoomError
 ├── EngineVersionError          another llama-cpp-python than the one this build was made for
 ├── ModelNotFoundError          no such model file or name
+├── ModelNameError              a text that no model can have as its name
 ├── ModelLoadError              the file is there, but it cannot be run
 │   ├── NotGGUFError            it is something else than GGUF
 │   ├── CorruptGGUFError        its header contradicts itself
-│   └── TruncatedGGUFError      it ends before its tensors do
+│   ├── TruncatedGGUFError      it ends before its tensors do
+│   ├── MissingPartError        a part of a split model is not there, or is another model's
+│   ├── ManifestError           what a store of models says of it is damaged, or leads out of the store
+│   └── UnsupportedModelError   it is whole, but in a form that is not run here: adapters, safetensors
+│       └── ForeignEngineError  a GGUF file written for Ollama's own engine
 ├── ModelClosedError            used after close()
 ├── ServerError                 a server refused what its client asked
 ├── ServerUnreachableError      no server answers
@@ -53,12 +58,16 @@ __all__ = [
     "EmptyPromptError",
     "EngineBusyError",
     "EngineVersionError",
+    "ForeignEngineError",
     "GrammarError",
     "LayerRangeError",
     "LensUnsupportedError",
     "LoomError",
+    "ManifestError",
+    "MissingPartError",
     "ModelClosedError",
     "ModelLoadError",
+    "ModelNameError",
     "ModelNotFoundError",
     "NoVocabularyError",
     "NotCapturedError",
@@ -77,6 +86,7 @@ __all__ = [
     "TokenError",
     "TruncatedGGUFError",
     "UnknownNodeError",
+    "UnsupportedModelError",
 ]
 
 
@@ -90,6 +100,10 @@ class EngineVersionError(LoomError, ImportError):
 
 class ModelNotFoundError(LoomError, FileNotFoundError):
     """No model file has this path or name."""
+
+
+class ModelNameError(LoomError, ValueError):
+    """No model can have this name."""
 
 
 class ModelLoadError(LoomError):
@@ -106,6 +120,22 @@ class CorruptGGUFError(ModelLoadError):
 
 class TruncatedGGUFError(ModelLoadError):
     """The file ends before the tensors that its header announces."""
+
+
+class MissingPartError(ModelLoadError):
+    """A part of a model that is split into several files is missing, or belongs to another model."""
+
+
+class ManifestError(ModelLoadError):
+    """A manifest, or a file that it names, is damaged or lies outside of its store."""
+
+
+class UnsupportedModelError(ModelLoadError):
+    """The model is whole, but it is not stored in a form that can be run here."""
+
+
+class ForeignEngineError(UnsupportedModelError):
+    """The GGUF file was written for Ollama's own engine: llama.cpp cannot load it, or would compute other numbers."""
 
 
 class ModelClosedError(LoomError):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from . import preflight
 from ._native import _core, complaints, forget_complaints
-from .errors import CorruptGGUFError, ModelNotFoundError, NotGGUFError, TruncatedGGUFError
+from .errors import CorruptGGUFError, MissingPartError, ModelNotFoundError, NotGGUFError, TruncatedGGUFError
+from .split import files_of
 
 _MAGIC = b"GGUF"
 
@@ -71,7 +72,46 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
 
     Raises ModelNotFoundError, NotGGUFError, CorruptGGUFError or TruncatedGGUFError.
     """
+    file = _read_header(Path(path))
+    preflight.check(file)
+    return file
+
+
+def read_model(path: str | os.PathLike[str]) -> GGUFFile:
+    """Like read_gguf(); of a split model, whose first part `path` is, with the size and the tensors of all parts.
+
+    Raises also MissingPartError. The offsets of the tensors are those in their parts.
+    """
     path = Path(path)
+    first = _read_header(path)
+    count, number = first.metadata.get("split.count"), first.metadata.get("split.no")
+    if not isinstance(count, int) or count <= 1:
+        preflight.check(first)
+        return first
+    files = files_of(path)
+    if number != 0:
+        raise MissingPartError(f"{path} is not the first of {count} parts: name {files.path.name} or its like")
+    if files.n_parts != count:
+        raise MissingPartError(
+            f"{path} is one of {count} parts, which llama.cpp finds by their names: call it "
+            f"NAME-00001-of-{count:05}.gguf, and the others accordingly"
+        )
+    files.check()
+    parts = [_read_header(part) for part in files.parts]
+    for at, part in enumerate(parts):
+        preflight.check_size(part)
+        if (part.metadata.get("split.count"), part.metadata.get("split.no")) != (count, at):
+            raise MissingPartError(f"{part.path} is not part {at + 1} of {count} of this model: download it again")
+    tensors = tuple(tensor for part in parts for tensor in part.tensors)
+    announced = first.metadata.get("split.tensors.count")
+    if announced != len(tensors):
+        raise MissingPartError(f"{path} announces {announced} tensors, but its parts have {len(tensors)}: they differ")
+    whole = replace(first, size=sum(part.size for part in parts), tensors=tensors)
+    preflight.check_facts(whole)
+    return whole
+
+
+def _read_header(path: Path) -> GGUFFile:
     try:
         with path.open("rb") as file:
             magic = file.read(len(_MAGIC))
@@ -95,7 +135,7 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
     except ValueError:
         reason = complaints() or "its header cannot be read"
         raise CorruptGGUFError(f"{path} is damaged: {reason}. Download or convert it again") from None
-    file_header = GGUFFile(
+    return GGUFFile(
         path=path,
         size=size,
         version=version,
@@ -105,8 +145,6 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
             for name, ne, type_name, offset, n_bytes in tensors
         ),
     )
-    preflight.check(file_header)
-    return file_header
 
 
 def _numpy_shape(ne: list[int]) -> tuple[int, ...]:

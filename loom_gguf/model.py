@@ -80,7 +80,8 @@ class Model:
     ) -> None:
         """Load a model.
 
-        model: path of a .gguf file, or "demo" for the model that comes with the package.
+        model: path of a .gguf file, a name that the library resolves ("llama3.2", "hf.co/org/repo:Q4_K_M"), or "demo"
+            for the model that comes with the package.
         n_ctx: tokens that fit into the context, at most the model's own length.
         n_ubatch: tokens of one forward pass; longer prompts are computed in pieces of this length.
         n_gpu_layers: blocks to keep on the GPU, -1 for all; without a GPU it means nothing.

@@ -54,12 +54,22 @@ _WHOLE_ROPE = frozenset({"qwen2", "qwen2moe", "qwen3", "qwen3moe"})
 
 def check(file: GGUFFile) -> None:
     """Raise TruncatedGGUFError or CorruptGGUFError where the file cannot be whole."""
+    check_size(file)
+    check_facts(file)
+
+
+def check_size(file: GGUFFile) -> None:
+    """Raise TruncatedGGUFError where the file ends before its tensors do."""
     end = max((tensor.offset + tensor.size for tensor in file.tensors), default=0)
     if end > file.size:
         raise TruncatedGGUFError(
             f"{file.path} is truncated: it has {file.size:,} bytes, but its tensors end at byte {end:,}. Download it "
             f"again"
         )
+
+
+def check_facts(file: GGUFFile) -> None:
+    """Raise CorruptGGUFError where what the header says cannot be true."""
     for fault in _faults(file):
         raise CorruptGGUFError(f"{file.path} is damaged: {fault}. Download or convert it again")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from .ollama_engine import written_for_ollama
+
 if TYPE_CHECKING:
     from .gguf_file import GGUFFile
 
@@ -64,6 +66,8 @@ def support(file: GGUFFile) -> tuple[Level, str]:
     architecture newer than this list.
     """
     arch = file.arch
+    if foreign := written_for_ollama(file):
+        return "refused", f"no: {foreign}."
     kind = file.metadata.get("general.type", "model")
     if kind != "model":
         return "refused", f"no: this file is of the type {kind!r}, not a model."

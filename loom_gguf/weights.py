@@ -8,7 +8,8 @@ from typing import Any
 
 from ._native import complaints, forget_complaints, lib
 from .errors import CaptureUnsupportedError, ModelLoadError
-from .gguf_file import read_gguf
+from .gguf_file import read_model
+from .ollama_engine import check_engine
 from .placement import Placement
 from .vocab import Vocab
 
@@ -18,7 +19,8 @@ class Weights:
 
     def __init__(self, path: Path, placement: Placement | None = None) -> None:
         """Load the GGUF file at `path`; `placement`: on which devices, by default all GPUs."""
-        self.file = read_gguf(path)
+        self.file = read_model(path)
+        check_engine(self.file)
         params = lib.llama_model_default_params()
         kept = (placement or Placement()).apply(params)
         forget_complaints()

@@ -31,6 +31,15 @@ def _away_from_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(autouse=True)
+def _no_models_of_this_machine(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the tests may have models of their own."""
+    nowhere = str(tmp_path_factory.getbasetemp() / "nowhere")
+    for name in ("LOOM_HOME", "OLLAMA_MODELS", "HF_HUB_CACHE", "LM_STUDIO_MODELS"):
+        monkeypatch.setenv(name, nowhere)
+    monkeypatch.delenv("LOOM_MODELS_DIR", raising=False)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Iterator[OpenModel]:
     """Fidelity models by name and settings, each opened once; exact unless said otherwise. Not to be closed."""

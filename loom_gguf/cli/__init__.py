@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import LoomError
-from . import demo, lens, nodes, run, serve, show
+from . import demo, lens, listing, nodes, run, serve, show, where
 
 PROGRAM = "loom-gguf"
 INTERRUPTED = 130  # what shells report after Ctrl-C: 128 + SIGINT
@@ -27,12 +27,12 @@ def parser() -> argparse.ArgumentParser:
         prog=PROGRAM,
         usage=f"{PROGRAM} COMMAND ...",
         description="Hidden states of any GGUF model, every layer and every token, while it generates.",
-        epilog=f"`{PROGRAM} COMMAND --help` tells more. MODEL is the path of a .gguf file, or `demo`, a small model "
-        f"that comes with the package.",
+        epilog=f"`{PROGRAM} COMMAND --help` tells more. MODEL is a name that `{PROGRAM} list` shows, the path "
+        f"of a .gguf file, or `demo`, a small model that comes with the package.",
     )
     top.add_argument("--version", action=_Version)
     commands = top.add_subparsers(prog=PROGRAM, title="commands", metavar="COMMAND", dest="command", required=True)
-    for command in (demo, run, lens, show, nodes, serve):
+    for command in (demo, run, lens, listing, where, show, nodes, serve):
         command.add_parser(commands)
     return top
 

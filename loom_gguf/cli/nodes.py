@@ -29,7 +29,7 @@ def add_parser(commands: Any) -> None:
         "whole. Sizes that vary are n_tokens, n_outputs (tokens whose logits are computed) and n_kv (cells of the "
         "cache). A terminal gets a table, a pipe or file columns separated by tabs.",
     )
-    parser.add_argument("model", metavar="MODEL", help="path of a .gguf file, or demo")
+    parser.add_argument("model", metavar="MODEL", help="name of a model, path of a .gguf file, or demo")
     parser.add_argument("--match", metavar="GLOB", help="only keys that match, e.g. 'l_out-*' or 'Qcur-0*'")
     parser.add_argument(
         "--all", action="store_true",

@@ -28,7 +28,7 @@ def add_parser(commands: Any) -> None:
         "Ctrl-C ends the generation, and what was captured so far is written.",
         epilog="Example: loom-gguf run demo 'One morning' --layers 0,5,-1 --out states.safetensors",
     )
-    parser.add_argument("model", metavar="MODEL", help="path of a .gguf file, or demo")
+    parser.add_argument("model", metavar="MODEL", help="name of a model, path of a .gguf file, or demo")
     parser.add_argument(
         "prompt", metavar="PROMPT", help="the text to go on from; - reads it from stdin, without a final line end"
     )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..server.models import Models
     from ..settings import ServerSettings
 
+_SHOWN = 8  # names of models
 _GRACE = 5  # seconds that answers under way still have after Ctrl-C or SIGTERM
 
 
@@ -32,7 +33,8 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "models", nargs="*", metavar="MODEL",
-        help="paths of .gguf files to offer; the first is loaded at once. `demo` is always there",
+        help="paths of .gguf files to offer beside the models of `loom-gguf list`, or names of those; the first is "
+        "loaded at once",
     )  # fmt: skip
     parser.add_argument("--config", "-c", type=Path, metavar="FILE", help="settings in YAML")
 
@@ -57,6 +59,10 @@ def add_parser(commands: Any) -> None:
 
     models = parser.add_argument_group("models")
     models.add_argument("--models-dir", type=_as("path"), metavar="DIR", help="offer all .gguf files in this folder")
+    models.add_argument(
+        "--allow-paths", action="store_const", const=True,
+        help="open any .gguf file of this machine that a request names by its path",
+    )  # fmt: skip
     models.add_argument(
         "--preload", nargs="+", metavar="MODEL", help="names of models to load before anybody is served"
     )
@@ -94,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     """Serve until Ctrl-C or SIGTERM."""
     import asyncio
 
-    from ..library import resolve
+    from ..library import Library, LibrarySettings, find
     from ..server.models import Models
     from ..server.sockets import listening
     from ..settings import ServerSettings
@@ -104,11 +110,14 @@ def run(args: argparse.Namespace) -> int:
     _log(settings)
     if settings.models_dir is not None and not settings.models_dir.is_dir():
         raise LoomError(f"--models-dir: there is no folder {settings.models_dir}")
-    files = [resolve(model).absolute() for model in args.models]
-    models = Models(settings.models_dir, files)
-    preload = [*(models.name(file) for file in files[:1]), *settings.preload]
+    named = [find(model).usable() for model in args.models]
+    files = [entry.path.absolute() for entry in named if entry.place == "file" and entry.path is not None]
+    library = Library(
+        LibrarySettings.read(os.environ, folder=settings.models_dir), files, allow_paths=settings.allow_paths
+    )
+    preload = [*(entry.name for entry in named[:1]), *settings.preload]
     with listening(settings) as sockets:
-        asyncio.run(_serve(settings, models, preload, sockets))
+        asyncio.run(_serve(settings, Models(library=library), preload, sockets))
     return 0
 
 
@@ -147,6 +156,7 @@ async def _serve(settings: ServerSettings, models: Models, preload: list[str], s
     from ..runner import Runner
     from ..server import create_app
     from ..server.metrics import Metrics
+    from ..server.ollama.options import load_wishes, parse_options
     from ..server.services import Services
     from ..server.sockets import addresses
 
@@ -158,13 +168,14 @@ async def _serve(settings: ServerSettings, models: Models, preload: list[str], s
     try:
         for name in dict.fromkeys(preload):
             info(f"loading {name}")
-            entry, facts = await services.find(name)
-            async with manager.use(services.load_params(entry, facts)):
+            entry, facts, extras = await services.find(name)
+            async with manager.use(services.load_params(entry, facts, load_wishes(parse_options(None, extras.params)))):
                 pass
         config = uvicorn.Config(
             create_app(services), log_level="warning", access_log=False, timeout_graceful_shutdown=_GRACE, ws="none"
         )
-        names = ", ".join(entry.name for entry in await asyncio.to_thread(models.entries))
+        offered = [entry.name for entry in await asyncio.to_thread(models.entries)]
+        names = ", ".join(offered[:_SHOWN]) + (f" and {len(offered) - _SHOWN} more" if len(offered) > _SHOWN else "")
         info(f"serving {names} at {' and '.join(addresses(sockets))} (Ctrl-C ends it)")
         await _server(config).serve(sockets=sockets)
     finally:

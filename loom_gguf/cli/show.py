@@ -27,7 +27,7 @@ def add_parser(commands: Any) -> None:
         description="Architecture, size, quantization, context, tokenizer and metadata, and whether and how the hidden "
         "states can be had. Reads only the file's header.",
     )
-    parser.add_argument("model", metavar="MODEL", help="path of a .gguf file, or demo")
+    parser.add_argument("model", metavar="MODEL", help="name of a model, path of a .gguf file, or demo")
     parser.add_argument("--tensors", action="store_true", help="list the weights too")
     parser.add_argument("--json", action="store_true", help="print JSON; long arrays are abbreviated in it too")
     parser.set_defaults(run=run)
@@ -35,10 +35,10 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the header."""
-    from ..gguf_file import read_gguf
+    from ..gguf_file import read_model
     from ..library import resolve
 
-    file = read_gguf(resolve(args.model))
+    file = read_model(resolve(args.model))
     if args.json:
         print(json.dumps(_facts(file, tensors=args.tensors), indent=2, ensure_ascii=False, allow_nan=False))
     else:
@@ -68,8 +68,7 @@ def _lines(file: GGUFFile, name: str, *, tensors: bool) -> Iterator[str]:
         "hidden states": sentence,
     }
     if file.metadata.get("split.count", 0) > 1:
-        number = file.metadata.get("split.no", 0) + 1
-        rows["part"] = f"{number} of {file.metadata['split.count']}; sizes and parameters are of this part alone"
+        rows["parts"] = f"{file.metadata['split.count']}; sizes and parameters are of all of them together"
     if level in ("all", "prompt") and tokenizer:
         rows["for example"] = f"loom-gguf run {name} 'Your prompt' --out states.safetensors"
     for label, value in rows.items():

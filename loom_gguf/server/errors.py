@@ -49,6 +49,8 @@ class HiddenConfigError(RequestError):
 _TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (errors.ModelNotFoundError, 404, "{}"),
     (errors.DeviceNotFoundError, 400, "{}"),
+    (errors.ModelNameError, 400, "{}"),
+    (errors.UnsupportedModelError, 400, "{}"),
     (errors.ModelLoadError, 500, "{}"),
     (errors.ModelClosedError, 503, "{}"),
     (errors.EngineBusyError, 503, "{}"),

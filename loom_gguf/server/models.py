@@ -1,50 +1,34 @@
-"""Names to model files: what is in the models' folder, what the command line names, and `demo`.
+"""The models that a server offers, and what their files say; asked of the library, which finds them.
 
-A name is only ever looked up among the names found in the folder; no path is made of it.
+A name is only ever looked up among the names that the library found; no path is made of it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from ..errors import LoomError, ModelNotFoundError
-from ..gguf_file import GGUFFile, read_gguf
-from ..library import DEMO, demo_path
+from ..gguf_file import GGUFFile, read_gguf, read_model
+from ..library import Entry, Extras, Library, LibrarySettings
 from ..support import support
 from .tokens import TokenTexts
 
+__all__ = ["UNKNOWN_DIGEST", "Entry", "Facts", "Models", "rfc3339"]
+
 logger = logging.getLogger(__name__)
 
-LATEST = ":latest"
 UNKNOWN_DIGEST = "0" * 64
 
-_MAX_FILES = 10_000
-_MAX_DEPTH = 6  # folders below the models' folder
 _HASHED_AT_ONCE = 256 * 2**20  # bytes; larger files are hashed in the background
+_MAX_SAID = 1000  # problems that are remembered
 _KEPT_ITEMS = 64  # of metadata's arrays; vocabularies would fill the memory
-_PART = re.compile(r"-(\d{5})-of-\d{5}$")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A model that is offered."""
-
-    name: str  # without ":latest"
-    path: Path
-
-    @property
-    def tag(self) -> str:
-        """The name as lists show it."""
-        return self.name if ":" in self.name else self.name + LATEST
 
 
 @dataclass(frozen=True)
@@ -116,10 +100,12 @@ class _PerFile:
 class Models:
     """The models that a server offers. Its methods read files: call them in a thread."""
 
-    def __init__(self, folder: Path | None = None, files: Iterable[Path] = ()) -> None:
-        """`folder`: whose .gguf files are offered. `files`: others, under their own names."""
-        self._folder = folder
-        self._files = list(files)
+    def __init__(
+        self, folder: Path | None = None, files: Iterable[Path] = (), *, library: Library | None = None
+    ) -> None:
+        """`library`: where the models come from; else those of `folder` and `files`, and the demo."""
+        self._library = library or Library(LibrarySettings(folder=folder), files)
+        self._said: set[str] = set()  # in the log, once
         self._facts = _PerFile(_read_facts, 1000)
         self._tokens = _PerFile(lambda path: TokenTexts(read_gguf(path).metadata), 4)
         self._digests = _PerFile(_sha256, 1000)
@@ -128,29 +114,24 @@ class Models:
         self._one_at_a_time = threading.Lock()  # held while a large file is hashed
 
     def entries(self) -> list[Entry]:
-        """All models, by name."""
-        found: dict[str, Entry] = {}
-        # Who comes first keeps a name: what the command line names, the demo, then the folder.
-        for path in self._files:
-            found.setdefault(_name_of(path.name), Entry(_name_of(path.name), path))
-        found.setdefault(DEMO, Entry(DEMO, demo_path()))
-        if self._folder is not None:
-            for name, path in _scan(self._folder):
-                found.setdefault(name, Entry(name, path))
-        return [found[name] for name in sorted(found)]
-
-    def name(self, path: Path) -> str:
-        """The name of a file that was given to the constructor."""
-        return _name_of(path.name)
+        """All models that can be used, by name."""
+        usable = []
+        for entry in self._library.offered():
+            if entry.problem is None:
+                usable.append(entry)
+            elif (said := str(entry.problem)) not in self._said:
+                if len(self._said) < _MAX_SAID:
+                    self._said.add(said)
+                logger.warning("not offered: %.500s", said)
+        return usable
 
     def find(self, name: str) -> Entry:
         """The model of this name, in whatever case; `x` and `x:latest` are the same. Else ModelNotFoundError."""
-        wanted = _bare(name)
-        entries = self.entries()
-        same = [entry for entry in entries if entry.name == wanted]
-        for entry in same or [entry for entry in entries if entry.name.lower() == wanted.lower()]:
-            return entry
-        raise ModelNotFoundError(f"model '{name:.200}' not found")
+        return self._library.find(name)
+
+    def extras(self, entry: Entry) -> Extras:
+        """What a store's manifest adds to the file."""
+        return self._library.extras(entry)
 
     def facts(self, path: Path) -> Facts:
         """What the file's header says."""
@@ -187,9 +168,11 @@ class Models:
                 self._hashing.discard(path)
 
 
-def modified(path: Path) -> str:
-    """When the file was changed, as RFC 3339 in UTC."""
-    return rfc3339(datetime.fromtimestamp(path.stat().st_mtime, timezone.utc))
+def file_of(entry: Entry) -> Path:
+    """The entry's GGUF file."""
+    if entry.path is None:
+        raise ModelNotFoundError(f"model '{entry.name:.200}' has no file")
+    return entry.path
 
 
 def rfc3339(time: datetime) -> str:
@@ -197,41 +180,8 @@ def rfc3339(time: datetime) -> str:
     return time.astimezone(timezone.utc).isoformat().replace("+00:00", "Z")
 
 
-def _bare(name: str) -> str:
-    return name[: -len(LATEST)] if name.lower().endswith(LATEST) else name
-
-
-def _name_of(file: str) -> str:
-    """A file's name without .gguf, and of the first part of a split model without the part's number."""
-    stem = file[: -len(".gguf")] if file.lower().endswith(".gguf") else file
-    return _bare(_PART.sub("", stem))
-
-
-def _scan(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Names and files of a folder and those below it. Links that lead out of it are left out."""
-    root = folder.resolve()
-    n = 0
-    for at, folders, files in os.walk(root):
-        below = Path(at).relative_to(root)
-        folders[:] = (
-            sorted(name for name in folders if not name.startswith(".")) if len(below.parts) < _MAX_DEPTH else []
-        )
-        for file in sorted(files):
-            path = Path(at) / file
-            part = _PART.search(file[: -len(".gguf")])
-            if not file.lower().endswith(".gguf") or file.startswith(".") or (part and int(part[1]) != 1):
-                continue
-            if not path.is_file() or (path.is_symlink() and not path.resolve().is_relative_to(root)):
-                continue
-            n += 1
-            if n > _MAX_FILES:
-                logger.warning("%s has more than %s models: the rest is not offered", folder, f"{_MAX_FILES:,}")
-                return
-            yield (below / _name_of(file)).as_posix(), path
-
-
 def _read_facts(path: Path) -> Facts:
-    file: GGUFFile = read_gguf(path)
+    file: GGUFFile = read_model(path)
     level, sentence = support(file)
     metadata = {key: None if _is_long(value) else value for key, value in file.metadata.items()}
     return Facts(file.arch, file.n_params, file.quantization, metadata, level, sentence)

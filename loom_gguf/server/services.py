@@ -10,12 +10,13 @@ from pathlib import Path
 
 from starlette.requests import Request
 
+from ..library import Extras
 from ..requests import LoadParams
 from ..settings import ServerSettings
 from .interfaces import ManagerLike
 from .loading import LoadWishes, load_params
 from .metrics import Metrics
-from .models import Entry, Facts, Models
+from .models import Entry, Facts, Models, file_of
 from .tokens import TokenTexts
 
 logger = logging.getLogger(__name__)
@@ -30,15 +31,18 @@ class Services:
     settings: ServerSettings
     metrics: Metrics = field(default_factory=Metrics)
 
-    async def find(self, name: str) -> tuple[Entry, Facts]:
-        """A model and what its file says; ModelNotFoundError where there is none."""
-        entry = await asyncio.to_thread(self.models.find, name)
-        return entry, await asyncio.to_thread(self.models.facts, entry.path)
+    async def find(self, name: str) -> tuple[Entry, Facts, Extras]:
+        """A model, what its file says, and what a store adds to that; ModelNotFoundError where there is none."""
+        return await asyncio.to_thread(self._find, name)
+
+    def _find(self, name: str) -> tuple[Entry, Facts, Extras]:
+        entry = self.models.find(name)
+        return entry, self.models.facts(file_of(entry)), self.models.extras(entry)
 
     def load_params(self, entry: Entry, facts: Facts, wishes: LoadWishes | None = None) -> LoadParams:
         """How to load it."""
-        loaded = self.manager.params(entry.path)
-        return load_params(entry.path, wishes or LoadWishes(), self.settings, facts.n_ctx_train, loaded)
+        path = file_of(entry)
+        return load_params(path, wishes or LoadWishes(), self.settings, facts.n_ctx_train, self.manager.params(path))
 
     async def texts(self, path: Path) -> TokenTexts:
         """Texts of a model's tokens."""

@@ -35,6 +35,7 @@ class ServerSettings:
     transport: Transport = "http"
     unix_socket: Path = Path("/tmp/loom.sock")
     models_dir: Path | None = None  # whose .gguf files are offered by name
+    allow_paths: bool = False  # whether requests may name files by their paths
     preload: tuple[str, ...] = ()  # models to be loaded before anybody is served
     parallel: int = 4  # sequences of one model at once
     max_models: int = 3  # loaded at once
@@ -84,6 +85,7 @@ _SETTINGS: Mapping[str, tuple[Callable[[str], Any], str]] = {
     "max_body": (values.positive, "server.max_body"),
     "max_answer": (values.positive, "server.max_answer"),
     "models_dir": (values.path, "models.dir"),
+    "allow_paths": (values.boolean, "models.allow_paths"),
     "preload": (values.words, "models.preload"),
     "max_models": (values.positive, "models.max_loaded"),
     "keep_alive": (values.duration, "models.keep_alive"),

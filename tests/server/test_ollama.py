@@ -31,8 +31,7 @@ def test_version_and_root(client: TestClient) -> None:
 @pytest.mark.parametrize(
     ("method", "path"),
     [("POST", "/api/pull"), ("POST", "/api/push"), ("POST", "/api/create"), ("POST", "/api/copy"),
-     ("DELETE", "/api/delete"), ("POST", "/api/blobs/sha256:0"), ("POST", "/v1/chat/completions"),
-     ("GET", "/v1/models")],
+     ("DELETE", "/api/delete"), ("POST", "/api/blobs/sha256:0")],
 )  # fmt: skip
 def test_what_is_not_here_says_so(client: TestClient, method: str, path: str) -> None:
     answer = client.request(method, path)

@@ -26,8 +26,8 @@ async def embed(request: Request) -> Response:
     seconds = keep_alive(body.keep_alive)
     if body.dimensions < 0:
         raise RequestError(400, "dimensions must not be negative")
-    entry, facts = await found.find(body.model)
-    params = found.load_params(entry, facts, load_wishes(parse_options(body.options)))
+    entry, facts, extras = await found.find(body.model)
+    params = found.load_params(entry, facts, load_wishes(parse_options(body.options, extras.params)))
     make = [
         EmbedRequest(TextPrompt(text), pooling_of(facts), True, "final", body.truncate is not False) for text in texts
     ]
@@ -51,8 +51,8 @@ async def embeddings(request: Request) -> Response:
     body = await read(request, EmbeddingsBody)
     found = services(request)
     seconds = keep_alive(body.keep_alive)
-    entry, facts = await found.find(body.model)
-    params = found.load_params(entry, facts, load_wishes(parse_options(body.options)))
+    entry, facts, extras = await found.find(body.model)
+    params = found.load_params(entry, facts, load_wishes(parse_options(body.options, extras.params)))
     make = [EmbedRequest(TextPrompt(body.prompt), pooling_of(facts), normalize=False)] if body.prompt else []
     done = await unless_gone(request, embedding(found, Use("/api/embeddings", entry.name, params, seconds), make))
     if done is None:

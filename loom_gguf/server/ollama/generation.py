@@ -14,10 +14,10 @@ from starlette.responses import Response
 
 from ...errors import NotGenerativeError
 from ...jobs import Finished, PromptRows, Token
-from ...requests import GenerateRequest, LoadParams, ModelInfo, Started
+from ...requests import GenerateRequest, LoadParams, ModelInfo, Prompt, Started
 from ..errors import RequestError
 from ..http import Json, gone, ndjson, read, unless_gone
-from ..models import Entry, rfc3339
+from ..models import Entry, file_of, rfc3339
 from ..parsing import Parser, Piece, tool_names
 from ..running import Loaded, Use, generating
 from ..services import Services, services
@@ -62,14 +62,17 @@ async def _answer(request: Request, body: GenerationRequest, way: Way, *, empty:
     found = services(request)
     seconds = keep_alive(body.keep_alive)
     hidden = Hidden.parse(body.expose_hidden)
-    entry, facts = await found.find(body.model)
+    entry, facts, extras = await found.find(body.model)
     check_think(body.model, body.think, facts)
-    options = parse_options(body.options)
+    options = parse_options(body.options, extras.params)
     params = found.load_params(entry, facts, load_wishes(options))
     if empty:
         return Json(await _load_or_unload(found, entry, params, way, body.model, seconds))
     chatting = isinstance(body, ChatBody)
-    prompt = chat_prompt(body, facts) if isinstance(body, ChatBody) else generate_prompt(_as_generate(body), facts)
+    if isinstance(body, ChatBody):
+        prompt: Prompt = chat_prompt(body, facts, extras)
+    else:
+        prompt = generate_prompt(_as_generate(body), facts, extras)
     raw = isinstance(body, GenerateBody) and bool(body.raw)
     call = Call(
         way=way,
@@ -98,7 +101,7 @@ async def _load_or_unload(
 ) -> JsonLine:
     """What an empty prompt means."""
     if seconds == 0:
-        await found.manager.unload(entry.path)
+        await found.manager.unload(file_of(entry))
         return _line(way, name, Piece()) | {"done": True, "done_reason": "unload"}
     async with found.manager.use(params, seconds):
         pass

@@ -15,11 +15,13 @@ from starlette.responses import PlainTextResponse, Response
 
 from ...cli.output import count_text
 from ...errors import LoomError
-from ...gguf_file import read_gguf
+from ...gguf_file import read_model
+from ...library.loose import path_entry
 from ..errors import RequestError
 from ..http import Json, read
-from ..models import Entry, Facts, Models, modified, rfc3339
+from ..models import Entry, Facts, Models, file_of, rfc3339
 from ..services import services
+from .modelfile import modelfile, parameters
 from .schemas import ShowBody
 
 logger = logging.getLogger(__name__)
@@ -57,7 +59,9 @@ async def ps(request: Request) -> Response:
     loaded = list(found.manager.loaded())
 
     def describe() -> list[dict[str, Any]]:
-        entries = {entry.path: entry for entry in found.models.entries()}
+        entries: dict[Path | None, Entry] = {}
+        for entry in found.models.entries():
+            entries.setdefault(entry.path, entry)
         listed = []
         for model in loaded:
             more = {
@@ -65,7 +69,7 @@ async def ps(request: Request) -> Response:
                 "size_vram": 0,  # what llama.cpp put on a GPU is not known here
                 "context_length": model.info.n_ctx,
             }
-            listed.append((entries.get(model.path, Entry(model.path.stem, model.path)), more))
+            listed.append((entries.get(model.path) or path_entry(model.path), more))
         return _listed(found.models, listed)
 
     return Json({"models": await asyncio.to_thread(describe)})
@@ -83,25 +87,36 @@ def _listed(models: Models, entries: list[tuple[Entry, dict[str, Any]]]) -> list
 
 
 def _described(entry: Entry, models: Models) -> dict[str, Any]:
+    path = file_of(entry)
+    facts = models.facts(path)
     return {
         "name": entry.tag,
         "model": entry.tag,
-        "modified_at": modified(entry.path),
-        "size": entry.path.stat().st_size,
-        "digest": models.digest(entry.path),
-        "details": _details(models.facts(entry.path)),
+        "modified_at": rfc3339(entry.modified),
+        "size": entry.size,
+        "digest": entry.digest or models.digest(path),
+        "details": _details(entry, facts),
+        "place": entry.place,
+        "hidden_states": {"level": facts.hidden_level, "how": facts.hidden_sentence},
     }
 
 
-def _details(facts: Facts) -> dict[str, Any]:
+def _details(entry: Entry, facts: Facts) -> dict[str, Any]:
+    """What a manifest says; where it says nothing, what the file's header does."""
+    said = entry.details
+    families = said.get("model_families")
     return {
         "parent_model": "",
         "format": "gguf",
-        "family": facts.arch,
-        "families": [facts.arch],
-        "parameter_size": _parameters(facts.n_params),
-        "quantization_level": facts.quantization,
+        "family": _text(said.get("model_family")) or facts.arch,
+        "families": families if _texts(families) else [_text(said.get("model_family")) or facts.arch],
+        "parameter_size": _text(said.get("model_type")) or _parameters(facts.n_params),
+        "quantization_level": (entry.quantization if said else None) or facts.quantization,
     }
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
 
 
 def _parameters(n: int) -> str:
@@ -112,28 +127,30 @@ def _parameters(n: int) -> str:
 async def show(request: Request) -> Response:
     """POST /api/show."""
     body = await read(request, ShowBody)
-    entry, facts = await services(request).find(body.model)
+    entry, facts, extras = await services(request).find(body.model)
+    path = file_of(entry)
     answer = {
-        "license": _text(facts.metadata.get("general.license")),
-        "modelfile": f"# {entry.path.name}, {count_text(facts.n_params)} parameters\nFROM {entry.tag}\n",
-        "parameters": "",
-        "template": facts.template,
-        "system": "",
-        "details": _details(facts),
-        "messages": [],
+        "license": "\n".join(extras.licenses) or _text(facts.metadata.get("general.license")),
+        "modelfile": f"# {path.name}, {count_text(facts.n_params)} parameters\n{modelfile(entry.tag, extras)}",
+        "parameters": parameters(extras.params),
+        "template": facts.template or extras.template,
+        "system": extras.system,
+        "details": _details(entry, facts),
+        "messages": [{"role": message["role"], "content": message["content"]} for message in extras.messages],
         "model_info": {key: _plain(value) for key, value in facts.metadata.items()}
         | {"general.parameter_count": facts.n_params},
         "capabilities": _capabilities(facts),
-        "modified_at": modified(entry.path),
+        "modified_at": rfc3339(entry.modified),
+        "place": entry.place,
         "hidden_states": {"level": facts.hidden_level, "how": facts.hidden_sentence},
     }
     if body.verbose:
-        answer |= await asyncio.to_thread(_verbose, entry.path)
+        answer |= await asyncio.to_thread(_verbose, path)
     return Json(answer)
 
 
 def _verbose(path: Path) -> dict[str, Any]:
-    file = read_gguf(path)
+    file = read_model(path)
     return {
         "model_info": {key: _plain(value) for key, value in file.metadata.items()}
         | {"general.parameter_count": file.n_params},

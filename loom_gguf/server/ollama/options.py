@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ...errors import ManifestError
 from ...sampling import Sampling
 from ...settings import duration
 from ..errors import RequestError, first_problem
@@ -30,16 +31,33 @@ _WITHOUT_EFFECT = frozenset({
 _GO_TEMPLATE = re.compile(r"\{\{-?\s*(?:(?:if|else if|range|with|eq|ne|and|or|not|len|json)\b[^}]*?\s)?[.$]")
 
 
-def parse_options(options: Mapping[str, Any] | None) -> Options:
-    """The options of a request; what nobody knows is said in the log."""
+def parse_options(options: Mapping[str, Any] | None, own: Mapping[str, Any] | None = None) -> Options:
+    """The options of a request; what nobody knows is said in the log.
+
+    own: those that the model brings along; the request's win. ManifestError where the model's are wrong.
+    """
     given = {key: value for key, value in (options or {}).items() if value is not None}
+    return Options.model_validate(_own_options(own or {}).model_dump(exclude_unset=True) | _checked(given))
+
+
+def _own_options(own: Mapping[str, Any]) -> Options:
+    known = {key: own[key] for key in own.keys() & Options.model_fields.keys() if own[key] is not None}
+    try:
+        return Options.model_validate(known)
+    except ValidationError as error:
+        raise ManifestError(f"the model's own parameters are wrong: {first_problem(error)}") from None
+
+
+def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are known; a RequestError tells which one is wrong."""
     unknown = given.keys() - Options.model_fields.keys()
     for name in sorted(unknown - _WITHOUT_EFFECT):
         logger.warning("the option %.80r is not known and has no effect", name)
     for name in sorted(unknown & _WITHOUT_EFFECT):
         logger.debug("the option %r has no effect here", name)
     try:
-        return Options.model_validate({key: value for key, value in given.items() if key not in unknown})
+        found = Options.model_validate({key: value for key, value in given.items() if key not in unknown})
+        return found.model_dump(exclude_unset=True)
     except ValidationError as error:
         raise RequestError(400, f"option {first_problem(error)}") from None
 
@@ -105,10 +123,15 @@ def check_generate(body: GenerateBody) -> None:
         raise RequestError(400, f'"{body.model}" does not support insert: this server only goes on from a prompt')
     if body.images:
         raise RequestError(400, f'"{body.model}" does not support images: this server reads only text')
-    if _GO_TEMPLATE.search(body.template):
+    if is_go_template(body.template):
         raise RequestError(
             400, "template: this is a Go template; this server renders Jinja templates, as GGUF files carry them"
         )
+
+
+def is_go_template(template: str) -> bool:
+    """Whether a template is written in Go's language, as Ollama's are."""
+    return _GO_TEMPLATE.search(template) is not None
 
 
 def _schema(form: str | dict[str, Any] | None) -> dict[str, Any] | None:

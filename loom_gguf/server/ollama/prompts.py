@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...library import Extras
 from ...requests import ChatPrompt, Prompt, TextPrompt
+from ..conversations import beginning, with_own
 from ..errors import RequestError
 from ..models import Facts
 from .schemas import ChatBody, GenerateBody
@@ -13,23 +16,38 @@ from .schemas import ChatBody, GenerateBody
 THINK_LEVELS = ("low", "medium", "high")
 
 
-def generate_prompt(body: GenerateBody, facts: Facts) -> Prompt:
-    """The prompt of /api/generate: in the model's chat template, where it has one, as Ollama does."""
+# "{{ .Prompt }}" stands where a model has no template, at Ollama too.
+_PLAIN_TEMPLATE = re.compile(r"\s*(\{\{-?\s*\.Prompt\s*-?\}\})?\s*")
+_NOTHING = Extras()
+
+
+def generate_prompt(body: GenerateBody, facts: Facts, extras: Extras = _NOTHING) -> Prompt:
+    """The prompt of /api/generate: in the model's chat template, where it has one, as Ollama does.
+
+    The model's own system prompt and first messages count where the request has no system prompt.
+    """
     if body.raw:
         return TextPrompt(body.prompt)
+    system = body.system or extras.system
     if not (body.template or facts.template):
-        return TextPrompt(f"{body.system}\n\n{body.prompt}" if body.system else body.prompt)
-    messages = [{"role": "system", "content": body.system}] if body.system else []
+        _refuse_go_template(body.model, extras, "send the prompt as it is to be with raw: true, or a Jinja template")
+        return TextPrompt(f"{system}\n\n{body.prompt}" if system else body.prompt)
+    messages = [{"role": "system", "content": system}] if system else []
+    messages += beginning(extras)
     messages.append({"role": "user", "content": body.prompt})
     return ChatPrompt(messages, template=body.template or None, variables=think_variables(body.think, facts))
 
 
-def chat_prompt(body: ChatBody, facts: Facts) -> ChatPrompt:
-    """The prompt of /api/chat."""
+def chat_prompt(body: ChatBody, facts: Facts, extras: Extras = _NOTHING) -> ChatPrompt:
+    """The prompt of /api/chat: the model's own first messages, then the request's.
+
+    The model's system prompt counts where the request does not begin with one.
+    """
     if not facts.template:
+        _refuse_go_template(body.model, extras, "take a GGUF of it that carries a chat template")
         raise RequestError(400, f'"{body.model}" does not support chat: its file carries no chat template')
-    messages = [_message(message, at) for at, message in enumerate(body.messages or ())]
-    return ChatPrompt(messages, tools=body.tools or None, variables=think_variables(body.think, facts))
+    asked = [_message(message, at) for at, message in enumerate(body.messages or ())]
+    return ChatPrompt(with_own(asked, extras), tools=body.tools or None, variables=think_variables(body.think, facts))
 
 
 def check_think(model: str, think: bool | str | None, facts: Facts) -> None:
@@ -45,6 +63,15 @@ def think_variables(think: bool | str | None, facts: Facts) -> dict[str, Any]:
     if think is None or "enable_thinking" not in facts.template:
         return {}
     return {"enable_thinking": bool(think)}
+
+
+def _refuse_go_template(model: str, extras: Extras, instead: str) -> None:
+    if not _PLAIN_TEMPLATE.fullmatch(extras.template):
+        raise RequestError(
+            400,
+            f'"{model}" has only a Go template of Ollama\'s, and its file carries no chat template: this server '
+            f"renders Jinja templates, as GGUF files carry them: {instead}",
+        )
 
 
 def _message(message: Mapping[str, Any], at: int) -> dict[str, Any]:

@@ -41,9 +41,9 @@ async def chat(request: Request) -> Response:
     """POST /v1/chat/completions."""
     body = await read(request, ChatBody)
     found = services(request)
-    entry, facts = await found.find(body.model)
+    entry, facts, extras = await found.find(body.model)
     asked = found.settings.chat_hidden_states if body.return_hidden_states is None else body.return_hidden_states
-    prompt = chat_prompt(body, facts)
+    prompt = chat_prompt(body, facts, extras)
     params = found.load_params(entry, facts)
     call = _Call(
         use=Use(_ENDPOINT, entry.name, params, None),
@@ -57,7 +57,7 @@ async def chat(request: Request) -> Response:
         think=facts.can_think,
         tools=tool_names(prompt.tools) if prompt.tools else None,
         hidden=asked,
-        texts=await found.texts(entry.path) if body.logprobs else None,
+        texts=await found.texts(params.path) if body.logprobs else None,
         model=body.model,
     )
     if body.stream:

@@ -39,9 +39,10 @@ async def completions(request: Request) -> Response:
     if body.echo and body.logprobs is not None:
         raise RequestError(400, "echo with logprobs is not supported: log-probabilities are told of generated tokens")
     found = services(request)
-    entry, facts = await found.find(body.model)
+    entry, facts, _ = await found.find(body.model)
+    params = found.load_params(entry, facts)
     call = _Call(
-        use=Use(_ENDPOINT, entry.name, found.load_params(entry, facts), None),
+        use=Use(_ENDPOINT, entry.name, params, None),
         model=body.model,
         requests=[
             GenerateRequest(
@@ -53,7 +54,7 @@ async def completions(request: Request) -> Response:
             for prompt in prompts(body.prompt)
         ],
         echo=bool(body.echo),
-        texts=await found.texts(entry.path) if body.echo or body.logprobs is not None else None,
+        texts=await found.texts(params.path) if body.echo or body.logprobs is not None else None,
     )
     if body.stream:
         chunks = _chunks(found, call, with_usage=wants_usage(body))

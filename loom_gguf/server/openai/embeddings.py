@@ -21,7 +21,7 @@ async def embeddings(request: Request) -> Response:
     """POST /v1/embeddings."""
     body = await read(request, EmbeddingsBody)
     found = services(request)
-    entry, facts = await found.find(body.model)
+    entry, facts, _ = await found.find(body.model)
     use = Use("/v1/embeddings", entry.name, found.load_params(entry, facts), None)
     make = [EmbedRequest(prompt, pooling_of(facts)) for prompt in prompts(body.input)]
     done = await unless_gone(request, embedding(found, use, make))

@@ -34,8 +34,5 @@ def _one(models: Models, name: str) -> dict[str, Any]:
 
 
 def _described(entry: Entry) -> dict[str, Any]:
-    try:
-        created = int(entry.path.stat().st_mtime)
-    except OSError:  # gone since the folder was read
-        created = 0
+    created = int(entry.modified.timestamp())
     return {"id": entry.tag, "object": "model", "created": created, "owned_by": "loom_gguf"}

@@ -6,7 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...library import Extras
 from ...requests import ChatPrompt, Prompt, TextPrompt, TokensPrompt
+from ..conversations import with_own
 from ..errors import RequestError
 from ..models import Facts
 from .schemas import ChatBody
@@ -23,7 +25,7 @@ def prompts(value: str | Sequence[Any]) -> list[Prompt]:
     return [TextPrompt(each) if isinstance(each, str) else TokensPrompt(tuple(each)) for each in value]
 
 
-def chat_prompt(body: ChatBody, facts: Facts) -> ChatPrompt:
+def chat_prompt(body: ChatBody, facts: Facts, extras: Extras) -> ChatPrompt:
     """The prompt of a conversation."""
     if not facts.template:
         raise RequestError(400, f"{body.model} cannot chat: its file carries no chat template; use /v1/completions")
@@ -31,7 +33,8 @@ def chat_prompt(body: ChatBody, facts: Facts) -> ChatPrompt:
     if body.reasoning_effort == _NO_THOUGHTS:
         variables.setdefault("enable_thinking", False)
     tools = body.tools if body.tools and body.tool_choice != "none" else None
-    return ChatPrompt([_message(each, at) for at, each in enumerate(body.messages)], tools=tools, variables=variables)
+    messages = [_message(each, at) for at, each in enumerate(body.messages)]
+    return ChatPrompt(with_own(messages, extras), tools=tools, variables=variables)
 
 
 def schema(body: ChatBody) -> dict[str, Any] | None:
