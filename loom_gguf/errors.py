@@ -30,6 +30,7 @@ LoomError
 │   └── RowMismatchError        the graph did not give one row per token: nothing is returned
 └── StatesError
     ├── NotCapturedError        states do not hold what is asked of them
+    ├── MeasureError            numbers that a measure is not defined for
     └── StatesFileError         a file of states cannot be written or read
 """
 
@@ -50,6 +51,7 @@ __all__ = [
     "GrammarError",
     "LayerRangeError",
     "LoomError",
+    "MeasureError",
     "ModelClosedError",
     "ModelLoadError",
     "ModelNotFoundError",
@@ -196,6 +198,10 @@ class NotCapturedError(StatesError, KeyError):
     def __str__(self) -> str:
         """The text itself; KeyError would show it quoted."""
         return str(self.args[0])
+
+
+class MeasureError(StatesError, ValueError):
+    """A measure is not defined for an array of this shape or type."""
 
 
 class StatesFileError(StatesError):
