@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import StatesError
-from ..states import States
+from ..states import Array, States
 from .geometry import alignment_rows, beta_ratio, energy90_rows, entropy, pca90
 from .report import Analysis, LayerReport, TextReport
-from .rows import Array, Floats, flat, hidden_state_rows, norms, turns
+from .rows import Floats, flat, hidden_state_rows, norms, turns
 from .similarity import anisotropy
 from .statistics import outlier_dimensions, recurring_outliers, vector_statistics
 

@@ -62,7 +62,7 @@ MEASURES: Mapping[str, Measure] = {
     "max": Measure("value, max", _OWN, "largest value"),
     "sparsity": Measure("sparsity", "share", "share of values with |x| < 1e-6"),
     "anisotropy": Measure(
-        "anisotropy", "cosine", "mean cosine over all pairs of rows (after Ethayarajh, 2019, who samples pairs of words)"
+        "anisotropy", "cosine", "mean cosine over all pairs of rows (after Ethayarajh, 2019, who samples words)"
     ),
     "cosine_below": Measure(
         "cosine to the layer below", "cosine", "between each row and the same token's captured state below, mean"
@@ -75,7 +75,7 @@ MEASURES: Mapping[str, Measure] = {
         "columns whose |x| is at least 6 times the row's root mean square in at least 6% of the rows (thresholds of "
         "Dettmers et al., LLM.int8(), 2022)",
     ),
-    "n_nonfinite": Measure("NaN and Inf", "values", "values that are no finite number; measures over them have no value"),
+    "n_nonfinite": Measure("NaN and Inf", "values", "values that are no finite number; no measure over them has a value"),
 }  # fmt: skip
 
 

@@ -51,13 +51,13 @@ def vector_statistics(array: npt.ArrayLike) -> VectorStatistics:
     """Statistics over all values of an array of any shape, in its own units. Percentiles are linear between values."""
     values = as_values(array)
     dtype = str(np.asarray(array).dtype)
-    numbers = (np.nan,) * 9
+    numbers = [np.nan] * 9
     if finite(values):
         peak = float(np.abs(values).max())
         scale = peak if peak > 0 else 1.0  # sums of the squares of very large values leave float64's range
         scaled = values.ravel() / scale
         quartiles = np.percentile(values, (25, 50, 75))
-        numbers = (
+        numbers = [
             float(scaled.mean() * scale),
             float(scaled.std() * scale),
             float(values.min()),
@@ -65,7 +65,7 @@ def vector_statistics(array: npt.ArrayLike) -> VectorStatistics:
             float(np.sqrt(scaled @ scaled) * scale),
             sparsity(values),
             *map(float, quartiles),
-        )
+        ]
     return VectorStatistics(values.shape, dtype, *numbers)
 
 
