@@ -214,7 +214,7 @@ def token_map(
     )
     bar.set_label(map_scale(measure), family=_FONT, fontsize=8, color=theme.ink)
     bar.ax.tick_params(which="both", colors=theme.ink, labelsize=8, labelfontfamily=_FONT)
-    bar.outline.set_edgecolor(theme.ink)  # type: ignore[operator]  # matplotlib's types say Spines
+    bar.outline.set_edgecolor(theme.ink)
     heading = visible_name(analysis.name) + ": " + map_title(measure) if title else ""
     if np.isnan(values).any():
         heading += ("\n" if heading else "") + "red: no number (NaN, Inf or a state of length 0)"

@@ -75,7 +75,7 @@ MEASURES: Mapping[str, Measure] = {
         "columns whose |x| is at least 6 times the row's root mean square in at least 6% of the rows (thresholds of "
         "Dettmers et al., LLM.int8(), 2022)",
     ),
-    "n_nonfinite": Measure("NaN and Inf", "values", "values that are no finite number; no measure over them has a value"),
+    "n_nonfinite": Measure("NaN and Inf", "values", "values that are no finite number; nothing over them is defined"),
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,20 +22,22 @@ if TYPE_CHECKING:
 
 _FORMATS = ("html", "png", "svg", "json", "csv")
 
-# Field of LayerReport -> head of its column; rich breaks heads at spaces.
+_WIDE = 97  # columns of a terminal that the whole table needs
+
+# Field of LayerReport -> head of its column.
 _COLUMNS = {
-    "d_eff_pca90": "D_eff pca90",
-    "d_eff_entropy": "D_eff entropy",
-    "d_eff_energy90": "D_eff energy90",
-    "beta_pca90": "β pca90",
-    "beta_entropy": "β entropy",
-    "beta_energy": "β energy",
-    "norm_percentile_50": "median L2 norm",
-    "sparsity": "spar- sity",
-    "anisotropy": "aniso- tropy",
-    "cosine_below": "cosine below",
-    "cosine_next_token": "cosine next",
-    "n_outliers": "out- liers",
+    "d_eff_pca90": "D_eff\npca90",
+    "d_eff_entropy": "D_eff\nentropy",
+    "d_eff_energy90": "D_eff\nenergy90",
+    "beta_pca90": "β\npca90",
+    "beta_entropy": "β\nentropy",
+    "beta_energy": "β\nenergy",
+    "norm_percentile_50": "L2 norm\nmedian",
+    "sparsity": "spar-\nsity",
+    "anisotropy": "aniso-\ntropy",
+    "cosine_below": "cosine\nbelow",
+    "cosine_next_token": "cosine\nnext",
+    "n_outliers": "out-\nliers",
 }
 
 
@@ -97,11 +100,13 @@ def run(args: argparse.Namespace) -> int:
     if sys.stdout.isatty():
         out = console()
         for analysis in analyses:
-            out.print(_table(analysis))
+            for names in _columns(out.width):
+                out.print(_table(analysis, names))
+            out.print(_whole(analysis))
         out.print(
-            "D_eff: effective dimensions, by the definition below it. β: D_eff of the state below over this one's; "
-            "β energy: width over energy90. Cosines, with the layer below and the next token, are means. -: not "
-            "defined for these rows",
+            "D_eff: effective dimensions, by the definition that is named. β: D_eff of the state below over this "
+            "one's; β energy: width over D_eff energy90. Cosines, with the layer below and the next token, are means. "
+            "-: not defined for these rows. --output DIR writes what each number is.",
             style="dim",
         )
     else:
@@ -109,7 +114,8 @@ def run(args: argparse.Namespace) -> int:
     if args.output is not None:
         with _bars() as progress:
             written = write_report(analyses, args.output, args.formats or FORMATS, progress=progress)
-        info(f"wrote {len(written)} files to {args.output}: {', '.join(path.name for path in written)}")
+        files = "1 file" if len(written) == 1 else f"{len(written)} files"
+        info(f"wrote {files} to {args.output}: {', '.join(path.name for path in written)}")
     return 0
 
 
@@ -136,7 +142,13 @@ def _lines(path: str) -> list[str]:
     return found
 
 
-def _table(analysis: Analysis) -> Table:
+def _columns(width: int) -> list[list[str]]:
+    """The columns of each table: all in one where that fits a terminal of this width."""
+    names = list(_COLUMNS)
+    return [names] if width >= _WIDE else [names[:6], names[6:]]
+
+
+def _table(analysis: Analysis, names: list[str]) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -147,26 +159,29 @@ def _table(analysis: Analysis) -> Table:
         title=Text(f"{printable(analysis.name)}: {facts}", style="bold"), title_justify="left", box=box.SIMPLE_HEAD,
         padding=(0, 0, 0, 1), pad_edge=False, collapse_padding=True,
     )  # fmt: skip
-    table.add_column("layer", vertical="bottom")
-    for name in _COLUMNS.values():
-        table.add_column(name, justify="right", min_width=max(map(len, name.split())))
+    table.add_column("layer", vertical="bottom", no_wrap=True)
+    for name in names:
+        table.add_column(_COLUMNS[name], justify="right", no_wrap=True)
     for layer in reversed(analysis.layers):  # layers upwards, as in the pictures
-        table.add_row(layer.label, *(_number(layer.value(name)) for name in _COLUMNS))
-    outliers = ", ".join(map(str, analysis.outliers)) or "none"
-    table.caption = Text(
-        f"whole model: β pca90 {_number(analysis.beta_pca90)}, β entropy {_number(analysis.beta_entropy)}; outlier "
-        f"dimensions in at least 25% of the blocks: {outliers}"
-    )
-    table.caption_justify = "left"
+        table.add_row(layer.label, *(_number(layer.value(name)) for name in names))
     return table
 
 
+def _whole(analysis: Analysis) -> str:
+    low, high = analysis.layers[0].label, analysis.layers[-1].label
+    outliers = ", ".join(map(str, analysis.outliers)) or "none"
+    return (
+        f"{low} to {high}: β pca90 {_number(analysis.beta_pca90)}, β entropy {_number(analysis.beta_entropy)}. Outlier "
+        f"dimensions in at least 25% of the blocks: {outliers}\n"
+    )
+
+
 def _number(value: float) -> str:
-    if value != value:
+    if math.isnan(value):
         return "-"
     if value == int(value) and abs(value) < 1e6:
         return str(int(value))
-    return f"{value:.2f}" if 0.1 <= abs(value) < 10 else f"{value:.3g}"
+    return f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}" if abs(value) < 10 else f"{value:.4g}"
 
 
 @contextmanager
