@@ -47,8 +47,9 @@ def html_report(analyses: Sequence[Analysis]) -> str:
         cell=_cell,
         differences=differences(analyses),
         facts=_facts,
+        shown=_shown,
     )
-    return page.encode("utf-8", "backslashreplace").decode()  # half a surrogate pair in a text has no bytes
+    return page.encode("utf-8", "backslashreplace").decode()  # half a surrogate pair in a name has no bytes
 
 
 def differences(analyses: Sequence[Analysis]) -> list[str]:
@@ -133,6 +134,11 @@ def _cell(layer: LayerReport, measure: str) -> str:
     if not math.isfinite(value):
         return "–"
     return f"{value:.0f}" if MEASURES[measure].unit in ("dimensions", "values") and value % 1 == 0 else f"{value:.4g}"
+
+
+def _shown(text: str) -> str:
+    """A text whose control characters are seen, as far as they are no space."""
+    return "".join(c if c.isprintable() or c.isspace() else ascii(c)[1:-1] for c in text)
 
 
 def _facts(analysis: Analysis) -> str:

@@ -46,7 +46,7 @@ def analyze_states(
         raise StatesError(f"{name}: nothing to analyze, no text given")
     if skip_first < 0:
         raise StatesError(f"skip_first counts positions, so it is not negative: {skip_first}")
-    parts = [_kept(text.states, skip_first, f"{name}, text {number}") for number, text in enumerate(texts)]
+    parts = [_kept(text.states, skip_first, f"{name}, text {number}") for number, text in enumerate(texts, 1)]
     _check_alike([text.states for text in texts], parts, name)
     n_layer = texts[0].states.n_layer
     labels = list(parts[0])
@@ -98,16 +98,16 @@ def _kept(states: States, skip_first: int, what: str) -> dict[str, Array]:
 
 def _check_alike(states: Sequence[States], parts: Sequence[Mapping[str, Array]], name: str) -> None:
     first = parts[0]
-    for number, (each, part) in enumerate(zip(states, parts, strict=True)):
+    for number, (each, part) in enumerate(zip(states, parts, strict=True), 1):
         if each.n_layer != states[0].n_layer or list(part) != list(first):
             raise StatesError(
-                f"{name}: text {number} has other hidden states than text 0 ({', '.join(part)} of {each.n_layer} "
+                f"{name}: text {number} has other hidden states than text 1 ({', '.join(part)} of {each.n_layer} "
                 f"blocks, not {', '.join(first)} of {states[0].n_layer}): capture the same ones of one model"
             )
         for label, rows in part.items():
             if rows.shape[1:] != first[label].shape[1:]:
                 raise StatesError(
-                    f"{name}: {label} of text {number} has rows of {_size(rows)} values, that of text 0 of "
+                    f"{name}: {label} of text {number} has rows of {_size(rows)} values, that of text 1 of "
                     f"{_size(first[label])}: they are of different models"
                 )
 

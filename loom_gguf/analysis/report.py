@@ -190,7 +190,7 @@ def table(analyses: list[Analysis]) -> Iterator[tuple[Any, ...]]:
     for analysis in analyses:
         parts: list[tuple[str, tuple[LayerReport, ...]]] = [("all", analysis.layers)]
         if len(analysis.texts) > 1:
-            parts += [(str(number), text.layers) for number, text in enumerate(analysis.texts)]
+            parts += [(str(number), text.layers) for number, text in enumerate(analysis.texts, 1)]
         for text, layers in parts:
             for layer in layers:
                 place = (analysis.name, text, layer.label, layer.depth, layer.below or "", layer.n_rows, layer.width)
