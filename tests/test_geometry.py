@@ -54,6 +54,8 @@ def test_rank_one_is_one_dimension_or_none():
     assert pca90(same) == 0  # the directions do not vary
     assert entropy(same) == pytest.approx(1)
     assert anisotropy(same) == pytest.approx(1)
+    rounded = np.outer(np.linspace(0.1, 9, 50), rotation(300)[0])  # equal directions, but for rounding
+    assert pca90(rounded) == 0
     both = np.outer([1, -2, 5, -7], direction)
     assert pca90(both) == 1
     assert entropy(both) == pytest.approx(1)

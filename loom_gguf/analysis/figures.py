@@ -86,6 +86,8 @@ def panel_title(measure: str) -> str:
 
 def draw_curve(axes: Axes, analyses: Sequence[Analysis], measure: str, theme: Theme = PAPER) -> None:
     """One measure of every analysis over depth, 0 (embedding) to 1 (final)."""
+    from matplotlib.ticker import MaxNLocator
+
     norm = measure == "norm_percentile_50"
     for number, analysis in enumerate(analyses):
         style = {"color": theme.series[number % len(theme.series)], "linestyle": _DASHES[number % len(_DASHES)]}
@@ -110,6 +112,8 @@ def draw_curve(axes: Axes, analyses: Sequence[Analysis], measure: str, theme: Th
         axes.set_ylim(-0.05, 1.0)  # a line along the bottom, not through the middle of nothing
     if not known:
         axes.text(0.5, 0.5, "not defined for these rows", transform=axes.transAxes, ha="center", color=theme.ink)
+    elif measure in ("d_eff_pca90", "n_outliers"):
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlim(-0.03, 1.03)
     _depth_ticks(axes, analyses)
     axes.set_ylabel(unit, family=_FONT, fontsize=9, color=theme.ink)

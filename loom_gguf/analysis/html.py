@@ -105,7 +105,6 @@ def _maps(number: int, analysis: Analysis) -> list[dict[str, Any]]:
                         "title": map_title(measure),
                         "scale": " ".join(map_scale(measure).split()),
                         "text": text_number + 1,
-                        "width": figure.get_figwidth(),
                         "svg": _inline(picture(figure, "svg", text=True, name=name), name),
                     }
                 )
