@@ -40,6 +40,7 @@ LoomError
 ├── LensUnsupportedError        how this model makes its logits is not understood, so no lens
 └── StatesError
     ├── NotCapturedError        states do not hold what is asked of them
+    ├── MeasureError            numbers that a measure is not defined for
     └── StatesFileError         a file of states cannot be written or read
 """
 
@@ -64,6 +65,7 @@ __all__ = [
     "LensUnsupportedError",
     "LoomError",
     "ManifestError",
+    "MeasureError",
     "MissingPartError",
     "ModelClosedError",
     "ModelLoadError",
@@ -261,6 +263,10 @@ class NotCapturedError(StatesError, KeyError):
     def __str__(self) -> str:
         """The text itself; KeyError would show it quoted."""
         return str(self.args[0])
+
+
+class MeasureError(StatesError, ValueError):
+    """A measure is not defined for an array of this shape or type."""
 
 
 class StatesFileError(StatesError):
