@@ -28,6 +28,9 @@ LoomError
 │   ├── CaptureUnsupportedError this model or node cannot be captured so
 │   ├── CaptureMemoryError      no memory for the captured rows
 │   └── RowMismatchError        the graph did not give one row per token: nothing is returned
+├── ComparisonError             two sides that cannot be compared
+│   ├── DifferentTokensError    other token ids, or other vocabularies
+│   └── DifferentModelsError    other widths or numbers of layers
 └── StatesError
     ├── NotCapturedError        states do not hold what is asked of them
     └── StatesFileError         a file of states cannot be written or read
@@ -40,10 +43,13 @@ __all__ = [
     "CaptureMemoryError",
     "CaptureUnsupportedError",
     "ChatTemplateError",
+    "ComparisonError",
     "ContextError",
     "ContextFullError",
     "CorruptGGUFError",
     "DecodeError",
+    "DifferentModelsError",
+    "DifferentTokensError",
     "EmptyPromptError",
     "EngineBusyError",
     "EngineVersionError",
@@ -184,6 +190,18 @@ class CaptureMemoryError(CaptureError, MemoryError):
 
 class RowMismatchError(CaptureError):
     """The graph did not give exactly one row per token and node; no row is returned rather than a wrong one."""
+
+
+class ComparisonError(LoomError, ValueError):
+    """Two models or captures cannot be compared."""
+
+
+class DifferentTokensError(ComparisonError):
+    """The two sides read other tokens, or mean other texts by the same ids."""
+
+
+class DifferentModelsError(ComparisonError):
+    """The two sides have other widths or numbers of layers."""
 
 
 class StatesError(LoomError):
