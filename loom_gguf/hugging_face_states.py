@@ -3,11 +3,12 @@
 | array | shape | |
 |---|---|---|
 | `tokens` | integers (T,) or (1, T) | the token ids that were read, from the first position on |
-| `hidden_states.0` to `hidden_states.N` | floats (T, n_embd) or (1, T, n_embd) | `output_hidden_states=True`, N = n_layer |
+| `hidden_states.0` to `hidden_states.N` | floats (T, n_embd) or (1, T, n_embd) | N is n_layer |
 | `logits` | floats (T, n_vocab) or (1, T, n_vocab) | optional |
 
-In Hugging Face's order `hidden_states.0` is the embedding, `hidden_states.i` the output of layer i-1 for 0 < i < N, and
-`hidden_states.N` the state after the final norm: the last layer's own output is not among them.
+They are what `output_hidden_states=True` gives. In Hugging Face's order `hidden_states.0` is the embedding,
+`hidden_states.i` the output of layer i-1 for 0 < i < N, and `hidden_states.N` the state after the final norm: the last
+layer's own output is not among them.
 
     import torch
     from safetensors.torch import save_file
@@ -88,7 +89,8 @@ def _floats(name: str, array: Array, n_tokens: int) -> Array:
     if len(rows) != n_tokens:
         raise StatesFileError(f"{name} has {len(rows)} rows for {n_tokens} tokens")
     with np.errstate(over="ignore"):  # beyond float32's range: infinite
-        return rows.astype(np.float32, copy=False)
+        floats: Array = rows.astype(np.float32, copy=False)
+    return floats
 
 
 def _without_batch(name: str, array: Array, n_dims: int) -> Array:
@@ -97,5 +99,7 @@ def _without_batch(name: str, array: Array, n_dims: int) -> Array:
         return array[0]
     if array.ndim != n_dims:
         wanted = "(T,)" if n_dims == 1 else "(T, width)"
-        raise StatesFileError(f"{name} has shape {array.shape}, not {wanted}: write one text to a file, without padding")
+        raise StatesFileError(
+            f"{name} has shape {array.shape}, not {wanted}: write one text to a file, without padding"
+        )
     return array

@@ -28,7 +28,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -230,8 +230,8 @@ def _read(path: Path, *, arrays_too: bool = True) -> tuple[dict[str, Array], dic
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise StatesFileError(
             f"{path} holds no states (it lacks what loom_gguf writes beside the arrays): such files come from "
-            f"states.save(...) or `loom-gguf run --out`. One from PyTorch needs arrays called tokens and hidden_states.0 "
-            f"to hidden_states.N"
+            f"states.save(...) or `loom-gguf run --out`. One from PyTorch needs arrays called tokens and "
+            f"hidden_states.0 to hidden_states.N"
         )
     if header.get("version") != VERSION:
         raise StatesFileError(
@@ -275,22 +275,23 @@ def _read_safetensors(path: Path, arrays_too: bool) -> tuple[dict[str, Array], s
     try:
         with safe_open(path, framework="numpy") as file:
             text = (file.metadata() or {}).get(FORMAT)
-            if text is None and is_hugging_face(file.keys()):
-                return _read_hugging_face(path, file), None
-            names = file.keys() if arrays_too and text is not None else ()
+            names = list(file.keys())
+            if text is None and is_hugging_face(names):
+                return _read_hugging_face(path, file, names), None
+            names = names if arrays_too and text is not None else []
             return {name: file.get_tensor(name) for name in names}, text
     except (SafetensorError, ValueError) as error:
         raise _damaged(path, error) from None
 
 
-def _read_hugging_face(path: Path, file: Any) -> dict[str, Array]:
+def _read_hugging_face(path: Path, file: Any, names: Iterable[str]) -> dict[str, Array]:
     """The arrays that mean something to `from_hugging_face`; bfloat16, which numpy lacks, becomes float32."""
     from safetensors import deserialize
 
-    types = {name: file.get_slice(name).get_dtype() for name in file.keys() if is_hugging_face_name(name)}
+    types = {name: file.get_slice(name).get_dtype() for name in names if is_hugging_face_name(name)}
     arrays = {name: file.get_tensor(name) for name, dtype in types.items() if dtype in _HUGGING_FACE_TYPES}
     if "BF16" in types.values():
-        for name, tensor in deserialize(path.read_bytes()):
+        for name, tensor in deserialize(path.read_bytes()):  # type: ignore[no-untyped-call]
             if types.get(name) == "BF16":
                 halves = np.frombuffer(tensor["data"], "<u2").astype(np.uint32) << 16
                 arrays[name] = halves.view(np.float32).reshape(tensor["shape"])

@@ -41,8 +41,8 @@ class Collector:
         labels = tuple(label for label in rows_a if label in rows_b)
         if not labels:
             raise NotCapturedError(
-                f"A and B have no hidden state in common: A has {_listed(rows_a)}, B has {_listed(rows_b)}. Capture the "
-                f"same of both"
+                f"A and B have no hidden state in common: A has {_listed(rows_a)}, B has {_listed(rows_b)}. Capture "
+                f"the same of both"
             )
         if not self._parts:
             self._labels, self._n_layer = labels, a.n_layer

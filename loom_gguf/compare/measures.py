@@ -27,7 +27,7 @@ def relative_errors(a: Array, b: Array) -> Floats:
         length, difference = _norm(x), _norm(x - y)
         with np.errstate(divide="ignore", invalid="ignore"):
             errors[piece] = np.where(difference == 0, 0.0, difference / length)
-        errors[piece] = _judged(errors[piece], np.isfinite(x).all(1), np.isfinite(y).all(1))
+        errors[piece] = _judged(errors[piece], _finite(x), _finite(y))
     return errors
 
 
@@ -44,7 +44,7 @@ def cosine_distances(a: Array, b: Array) -> Floats:
             apart = _norm(x / lengths[0][:, None] - y / lengths[1][:, None]) ** 2 / 2
         zero = (lengths[0] == 0).astype(int) + (lengths[1] == 0)
         apart = np.where(zero == 2, 0.0, np.where(zero == 1, 1.0, apart))
-        distances[piece] = np.where(np.isfinite(x).all(1) & np.isfinite(y).all(1), apart, np.nan)
+        distances[piece] = np.where(_finite(x) & _finite(y), apart, np.nan)
     return distances
 
 
@@ -77,6 +77,10 @@ def top_tokens(logits: Array) -> Array:
 def has_softmax(logits: Array) -> Array:
     """Which rows of logits (T, V) define probabilities: no NaN, no +inf, and not all -inf: bool (T,)."""
     return np.asarray(np.isfinite(logits).any(1) & ~np.isnan(logits).any(1) & ~np.isposinf(logits).any(1))
+
+
+def _finite(rows: Floats) -> Array:
+    return np.asarray(np.isfinite(rows).all(1))
 
 
 def _log_softmax(logits: Floats) -> Floats:

@@ -142,7 +142,7 @@ class Comparison:
 
     @property
     def same_top1(self) -> Array | None:
-        """Whether both find the same next token most probable, bool (R,); False where a side's logits are no numbers."""
+        """Whether both find the same next token most probable, bool (R,); False where logits are no numbers."""
         if self.top_a is None or self.top_b is None:
             return None
         return np.asarray((self.top_a == self.top_b) & (self.top_a >= 0))

@@ -59,7 +59,9 @@ def compare(
     collector = Collector(logits)
     done = _counter(progress)
     with contextlib.ExitStack() as stack:
-        for states_a, states_b in _passes(sides, _Wanted(prompts, tokens), logits, one_at_a_time, collector, stack, done):
+        for states_a, states_b in _passes(
+            sides, _Wanted(prompts, tokens), logits, one_at_a_time, collector, stack, done
+        ):
             collector.add(states_a, states_b)
     return collector.result(threshold, [note for side in sides if isinstance(side, ModelSide) for note in side.notes])
 

@@ -113,7 +113,10 @@ def side_of(given: Given, options: Mapping[str, Any] | None, name: str) -> Side:
     if path.suffix in SUFFIXES:
         states, metadata = load_states(path), read_metadata(path)
         texts = metadata.get("token_texts")
-        known = isinstance(texts, list) and len(texts) == len(states.tokens) and all(isinstance(t, str) for t in texts)
+        if not (
+            isinstance(texts, list) and len(texts) == len(states.tokens) and all(isinstance(t, str) for t in texts)
+        ):
+            texts = None
         about = ("model", "architecture", "quantization", "precision")
         facts = {key: value for key in about if isinstance(value := metadata.get(key), str)}
         if is_hugging_face(states):
@@ -121,7 +124,7 @@ def side_of(given: Given, options: Mapping[str, Any] | None, name: str) -> Side:
         return StatesSide(
             states,
             SideFacts(path.name, facts),
-            dict(zip(states.tokens, texts, strict=True)) if known else {},
+            dict(zip(states.tokens, texts, strict=True)) if texts is not None else {},
         )
     return ModelSide(resolve(given), dict(options or {}))
 
