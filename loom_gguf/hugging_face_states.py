@@ -96,8 +96,8 @@ def _floats(name: str, array: Array, n_tokens: int) -> Array:
 def _without_batch(name: str, array: Array, n_dims: int) -> Array:
     """PyTorch's arrays begin with a batch, which must be of one text."""
     if array.ndim == n_dims + 1 and len(array) == 1:
-        return array[0]
-    if array.ndim != n_dims:
+        (array,) = array
+    elif array.ndim != n_dims:
         wanted = "(T,)" if n_dims == 1 else "(T, width)"
         raise StatesFileError(
             f"{name} has shape {array.shape}, not {wanted}: write one text to a file, without padding"

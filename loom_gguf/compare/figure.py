@@ -44,12 +44,21 @@ def figure(comparison: Comparison) -> Figure:
         n_panels = 2 if comparison.kl is None else 3
         drawing = Figure(figsize=(_WIDTH, 2.7 * n_panels + 0.9), layout="constrained", facecolor="white")
         panels = drawing.subplots(n_panels, 1)
-        drawing.suptitle(f"A: {side_text(comparison.a)}\nB: {side_text(comparison.b)}", x=0.01, ha="left", fontsize=10)
+        sides = [_drawable(side_text(side)) for side in (comparison.a, comparison.b)]
+        drawing.suptitle(f"A: {sides[0]}\nB: {sides[1]}", x=0.01, ha="left", fontsize=10)
         _errors(panels[0], comparison)
         _cosines(panels[1], comparison)
         if comparison.kl is not None:
             _divergences(panels[2], comparison)
         return drawing
+
+
+def _drawable(text: str) -> str:
+    """The text with escapes for what the font lacks, about which matplotlib would warn."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    font = get_font(findfont(FontProperties(family=_SETTINGS["font.family"])))
+    return "".join(char if font.get_char_index(ord(char)) else ascii(char)[1:-1] for char in text)
 
 
 def _errors(axes: Axes, c: Comparison) -> None:
@@ -88,6 +97,8 @@ def _cosines(axes: Axes, c: Comparison) -> None:
 
 
 def _divergences(axes: Axes, c: Comparison) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     assert c.kl is not None
     same = c.same_top1
     assert same is not None
@@ -105,9 +116,12 @@ def _divergences(axes: Axes, c: Comparison) -> None:
         axes.axhline(mean, color=_GREY, ls=":", label=f"mean {mean:.3g} nats")
     for start in np.flatnonzero(np.diff(c.prompts)):
         axes.axvline(start + 0.5, color="#cccccc", lw=0.8, zorder=0)
-    axes.set_xlabel("row (token read), all prompts after one another")
+    axes.set_xlabel(
+        "row (token read), all prompts after one another" + ("; grey lines part them" if c.prompts[-1] else "")
+    )
     axes.set_ylabel("KL(A||B)\n(nats, log scale)")
-    axes.margins(x=0.01)
+    axes.margins(x=0.02)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _legend(axes)
     agreement = f"{same.mean():.1%}"
     axes.set_title(f"Next-token distributions; the most probable token agrees in {agreement}", loc="left", fontsize=10)
@@ -115,7 +129,7 @@ def _divergences(axes: Axes, c: Comparison) -> None:
 
 def _log_axis(axes: Axes, values: list[Floats]) -> float:
     """Make y logarithmic; 0, which it has no place for, gets the place that is returned, with a tick of its own."""
-    from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator
 
     everything = np.concatenate([part.ravel() for part in values])
     positive = everything[np.isfinite(everything) & (everything > 0)]
@@ -126,11 +140,9 @@ def _log_axis(axes: Axes, values: list[Floats]) -> float:
     axes.set_ylim(floor / 2 if zeros else low / 1.5, high * 2)
     axes.yaxis.set_major_locator(LogLocator(numticks=8))
     if zeros:
-        usual = LogFormatterSciNotation()
-        usual.set_axis(axes.yaxis)
         ticks = [floor, *(tick for tick in axes.yaxis.get_major_locator()() if floor * 3 < tick <= high * 2)]
         axes.set_yticks(ticks)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: "0" if y <= floor * 1.01 else f"{y:.0e}"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: "0" if y <= floor * 1.01 else f"{y:.3g}"))
         axes.minorticks_off()
     else:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.3g}"))

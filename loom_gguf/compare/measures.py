@@ -24,8 +24,8 @@ def relative_errors(a: Array, b: Array) -> Floats:
     """
     errors = np.empty(len(a))
     for piece, x, y in _pieces(a, b):
-        length, difference = _norm(x), _norm(x - y)
         with np.errstate(divide="ignore", invalid="ignore"):
+            length, difference = _norm(x), _norm(x - y)
             errors[piece] = np.where(difference == 0, 0.0, difference / length)
         errors[piece] = _judged(errors[piece], _finite(x), _finite(y))
     return errors

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 SUFFIXES = (".html", ".png", ".svg", ".json", ".csv")
-COLUMNS = ("state", "median error", "mean error", "largest error", "mean cosine", "smallest cosine", "added error")
+COLUMNS = ("state", "median error", "mean error", "largest error", "mean cosine", "smallest cosine", "growth")
 
-_SHOWN_FACTS = ("quantization", "architecture", "written by", "precision", "n_gpu_layers", "n_threads")
+_SHOWN_FACTS = ("quantization", "architecture", "written by", "precision", "n_gpu_layers")
 
 
 def state_name(label: str) -> str:
@@ -33,11 +33,13 @@ def state_name(label: str) -> str:
 def side_text(side: SideFacts) -> str:
     """A side in one line: `model.gguf (Q4_0, llama, fast)`."""
     shown = [
-        f"{name} {side.facts[name]}" if name in ("n_gpu_layers", "n_threads", "written by") else str(side.facts[name])
+        f"{name} {side.facts[name]}" if name in ("n_gpu_layers", "written by") else str(side.facts[name])
         for name in _SHOWN_FACTS
         if side.facts.get(name) is not None
     ]
-    return f"{side.name} ({', '.join(shown)})" if shown else side.name
+    text = f"{side.name} ({', '.join(shown)})" if shown else side.name
+    # Names of files may hold anything, also what steers a terminal.
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def findings(comparison: Comparison) -> Iterator[str]:
@@ -60,8 +62,12 @@ def findings(comparison: Comparison) -> Iterator[str]:
     if c.first_difference is not None:
         yield f"The first hidden state with any difference is {state_name(c.first_difference)}."
     if c.largest_jump is not None:
-        added = c.jumps[c.states.index(c.largest_jump)]
-        yield f"The median relative error grows most at {state_name(c.largest_jump)}, by {number(added)}."
+        at = c.states.index(c.largest_jump)
+        before = f"from {number(c.median_error[at - 1])} " if at else ""
+        yield (
+            f"The median relative error grows most at {state_name(c.largest_jump)}, {before}to "
+            f"{number(c.median_error[at])}."
+        )
     kl, same = c.kl_statistics, c.same_top1
     if kl is not None and same is not None:
         yield (
@@ -113,7 +119,7 @@ def table_rows(comparison: Comparison) -> Iterator[tuple[str, ...]]:
             number(c.max_error[s]),
             cosine_text(c.mean_cosine[s]),
             cosine_text(c.min_cosine[s]),
-            ("+" if c.jumps[s] > 0 else "") + number(c.jumps[s]),
+            f"x {c.growth[s]:.2f}" if math.isfinite(c.growth[s]) else number(c.growth[s]),
         )
 
 
@@ -170,7 +176,7 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
                     "median": _plain(c.median_error[s]),
                     "mean": _plain(c.mean_error[s]),
                     "max": _plain(c.max_error[s]),
-                    "added": _plain(c.jumps[s]),
+                    "growth": _plain(c.growth[s]),
                 },
                 "cosine": {"mean": _plain(c.mean_cosine[s]), "min": _plain(c.min_cosine[s])},
             }

@@ -94,13 +94,19 @@ class Comparison:
         return np.asarray(np.where(np.isnan(self.errors), -1, self.errors).argmax(1))
 
     @cached_property
-    def jumps(self) -> Floats:
-        """What each state adds to the median relative error, (S,): its own less that of the state before.
+    def growth(self) -> Floats:
+        """How many times the state before's median relative error each state's is, (S,), without unit.
 
-        The first state's is its own error. Negative where the sides come nearer to each other again.
+        Errors below 1% of the largest count as that 1%, so that growth out of nothing is finite (at most 100 times) and
+        growth among negligible errors is none (1). The first state is held against that 1%. 1 where a median is NaN.
         """
+        median = self.median_error
+        finite = median[np.isfinite(median)]
+        floor = finite.max() / 100 if finite.size and finite.max() > 0 else 1.0
+        errors = np.maximum(median, floor)
         with np.errstate(invalid="ignore"):
-            return np.diff(self.median_error, prepend=0.0)
+            factors = errors / np.concatenate([[floor], errors[:-1]])
+        return np.where(np.isnan(factors), 1.0, factors)
 
     # -- where they part ----------------------------------------------------------------------------------------
 
@@ -125,12 +131,11 @@ class Comparison:
 
     @property
     def largest_jump(self) -> str | None:
-        """The state at which the median relative error grows most (see `jumps`); None where it never grows.
+        """The state at which the median relative error grows by the largest factor (see `growth`); None: nowhere.
 
-        It needs no threshold, and what a few rows do does not move it.
+        It needs no threshold, and what fewer than half of the rows do does not move it.
         """
-        grows = np.where(np.isnan(self.jumps), 0.0, self.jumps)
-        return self.states[int(grows.argmax())] if grows.max() > 0 else None
+        return self.states[int(self.growth.argmax())] if self.growth.max() > 1 else None
 
     @property
     def identical(self) -> bool:
