@@ -54,8 +54,8 @@ def add_parser(commands: Any) -> None:
     )  # fmt: skip
     results.add_argument("--json", action="store_true", help="print JSON instead of the table")
     results.add_argument(
-        "--threshold", type=float, default=0.01, metavar="X",
-        help="the relative error from which a row counts as parted (default: 0.01)",
+        "--threshold", type=float, default=0.05, metavar="X",
+        help="the relative error from which a row counts as parted (default: 0.05)",
     )  # fmt: skip
     results.add_argument(
         "--no-logits", action="store_true", help="hidden states alone: less time and memory for large vocabularies"

@@ -21,7 +21,7 @@ _BLUE, _VERMILLION, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
 _SETTINGS: Any = {"font.family": ["DejaVu Sans"], "font.size": 9, "svg.hashsalt": "loom_gguf", "text.parse_math": False}
 _DPI = 150
 _WIDTH = 9.0  # inches
-_MAX_TICKS = 40
+_MAX_TICKS = 20
 
 
 def draw(comparison: Comparison, target: str | os.PathLike[str] | IO[Any], kind: str) -> None:
@@ -81,7 +81,8 @@ def _errors(axes: Axes, c: Comparison) -> None:
     axes.set_ylabel("relative error |a - b| / |a|\n(no unit, log scale)")
     _state_ticks(axes, c)
     _legend(axes)
-    axes.set_title("How far B's hidden states are from A's", loc="left", fontsize=10)
+    missing = "" if np.isfinite(c.max_error).all() else "; what is infinite or no number is not drawn"
+    axes.set_title(f"How far B's hidden states are from A's{missing}", loc="left", fontsize=10)
 
 
 def _cosines(axes: Axes, c: Comparison) -> None:
@@ -159,9 +160,15 @@ def _above(values: Floats, floor: float) -> Floats:
 
 
 def _state_ticks(axes: Axes, c: Comparison) -> None:
-    every = -(-len(c.states) // _MAX_TICKS)
-    axes.set_xticks(range(0, len(c.states), every), c.states[::every])
-    axes.set_xlim(-0.5, len(c.states) - 0.5)
+    n = len(c.states)
+    every = -(-n // _MAX_TICKS)
+
+    def has_room(at: int) -> bool:  # beside the names at both ends, which are wider than numbers
+        return at % every == 0 and 0.08 * n <= at < n - 1 - 0.04 * n
+
+    ticks = [at for at in range(n) if at in (0, n - 1) or has_room(at) or every == 1]
+    axes.set_xticks(ticks, [c.states[at] for at in ticks])
+    axes.set_xlim(-0.5, n - 0.5)
     axes.set_xlabel("hidden state (numbers: output of that layer)")
 
 

@@ -16,7 +16,8 @@ from ..states import Array
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-THRESHOLD = 0.01  # what the same quantized weights may differ by between two correct ways of computing them
+# Above what one file differs by between fast and exact, quantized weights included: docs/compare.md has the table.
+THRESHOLD = 0.05
 
 
 @dataclass(frozen=True)
