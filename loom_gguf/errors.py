@@ -38,6 +38,9 @@ LoomError
 │   ├── CaptureMemoryError      no memory for the captured rows
 │   └── RowMismatchError        the graph did not give one row per token: nothing is returned
 ├── LensUnsupportedError        how this model makes its logits is not understood, so no lens
+├── ComparisonError             two sides that cannot be compared
+│   ├── DifferentTokensError    other token ids, or other vocabularies
+│   └── DifferentModelsError    other widths or numbers of layers
 └── StatesError
     ├── NotCapturedError        states do not hold what is asked of them
     ├── MeasureError            numbers that a measure is not defined for
@@ -51,11 +54,14 @@ __all__ = [
     "CaptureMemoryError",
     "CaptureUnsupportedError",
     "ChatTemplateError",
+    "ComparisonError",
     "ContextError",
     "ContextFullError",
     "CorruptGGUFError",
     "DecodeError",
     "DeviceNotFoundError",
+    "DifferentModelsError",
+    "DifferentTokensError",
     "EmptyPromptError",
     "EngineBusyError",
     "EngineVersionError",
@@ -251,6 +257,16 @@ class RowMismatchError(CaptureError):
 
 class LensUnsupportedError(LoomError):
     """How this model turns its last layer into logits is not understood, so other layers cannot be read that way."""
+class ComparisonError(LoomError, ValueError):
+    """Two models or captures cannot be compared."""
+
+
+class DifferentTokensError(ComparisonError):
+    """The two sides read other tokens, or mean other texts by the same ids."""
+
+
+class DifferentModelsError(ComparisonError):
+    """The two sides have other widths or numbers of layers."""
 
 
 class StatesError(LoomError):
