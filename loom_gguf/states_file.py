@@ -19,22 +19,20 @@ Files of PyTorch's hidden states, with no such text, can be read too: `hugging_f
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import secrets
-import stat
 import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import files
 from .errors import StatesError, StatesFileError
+from .files import StrPath, replacing
 from .hugging_face_states import from_hugging_face, is_hugging_face, is_hugging_face_name
 from .states import Array, NodeValues, Roles, States
 
@@ -51,8 +49,6 @@ _HUGGING_FACE_TYPES = ("F64", "F32", "F16", "I64", "I32", "U32", "I16", "U16")
 
 _ABOUT_NODES = ("row_axis", "occurrence", "cell_axis")  # fields of NodeValues
 
-StrPath = str | os.PathLike[str]
-
 
 def save_states(states: States, path: StrPath, *, metadata: Mapping[str, Any] | None = None) -> None:
     """Write states to `path`, whose suffix says how: .safetensors or .npz.
@@ -67,7 +63,7 @@ def save_states(states: States, path: StrPath, *, metadata: Mapping[str, Any] | 
         text = json.dumps(header, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise StatesFileError(f"the metadata cannot be written as JSON: {error}") from None
-    write = _write_npz if target.suffix == ".npz" else _write_safetensors
+    write = _write_npz if target.suffix.lower() == ".npz" else _write_safetensors
     with replacing(target, "the states") as temporary:
         write(temporary, arrays, text)
 
@@ -135,41 +131,12 @@ def token_texts(model: Model, tokens: Sequence[int]) -> list[str] | None:
 
 def check_target(path: StrPath) -> Path:
     """The path, if states may be written there; worth asking before a long computation."""
-    target = Path(path)
-    if target.suffix not in SUFFIXES:
-        raise StatesFileError(f"cannot tell the format of {target}: its name must end in {' or '.join(SUFFIXES)}")
-    if target.is_dir():
-        raise StatesFileError(f"{target} is a folder: name a file")
-    if not target.parent.is_dir():
-        raise StatesFileError(f"there is no folder {target.parent}: make it first, or choose another path")
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise StatesFileError(f"the folder {target.parent} cannot be written to: choose another one")
-    return target
+    return files.check_target(path, SUFFIXES)
 
 
-@contextlib.contextmanager
-def replacing(target: Path, what: str) -> Iterator[Path]:
-    """A path beside `target` to write to, which takes its place at the end if all went well."""
-    from safetensors import SafetensorError
-
-    real = Path(os.path.realpath(target))  # a link stays a link
-    temporary = real.with_name(f".{real.name[:100]}.{secrets.token_hex(4)}.tmp")
-    try:
-        temporary.touch(exist_ok=False)
-        mode = stat.S_IMODE(temporary.stat().st_mode)  # what this user's new files get
-        yield temporary
-        temporary.chmod(mode)  # safetensors makes a private file
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(real)
-    except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise StatesFileError(
-            f"{what} cannot be written to {target}: {reason}. Free some space, or choose another path"
-        ) from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+def is_states_file(path: StrPath) -> bool:
+    """Whether a path's name is that of a file of states."""
+    return Path(path).suffix.lower() in SUFFIXES
 
 
 # -- to and from arrays -----------------------------------------------------------------------------------------
@@ -211,10 +178,10 @@ def _read(path: Path, *, arrays_too: bool = True) -> tuple[dict[str, Array], dic
 
     A file of PyTorch's hidden states has no header.
     """
-    if path.suffix not in SUFFIXES:
+    if not is_states_file(path):
         raise StatesFileError(f"{path} is no file of states: their names end in {' or '.join(SUFFIXES)}")
     read: Callable[[Path, bool], tuple[dict[str, Array], str | None]]
-    read = _read_npz if path.suffix == ".npz" else _read_safetensors
+    read = _read_npz if path.suffix.lower() == ".npz" else _read_safetensors
     try:
         arrays, text = read(path, arrays_too)
     except FileNotFoundError:
@@ -225,7 +192,7 @@ def _read(path: Path, *, arrays_too: bool = True) -> tuple[dict[str, Array], dic
         header = json.loads(text) if text is not None else None
     except ValueError as error:
         raise StatesFileError(f"{path} is damaged ({error}): write it again") from None
-    if text is None and path.suffix == ".safetensors" and is_hugging_face(arrays):
+    if text is None and path.suffix.lower() == ".safetensors" and is_hugging_face(arrays):
         return arrays, None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise StatesFileError(

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from loom_gguf._native import lib
 from loom_gguf.compare import Comparison, compare
-from loom_gguf.compare.report import number, state_name
 from loom_gguf.library import demo_path
+from loom_gguf.report.labels import state_name
+from loom_gguf.report.numbers import number
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "compare.md"

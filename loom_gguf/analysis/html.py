@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Sequence
-from importlib import resources
 from typing import Any
 
-from .export import MAP_TEXTS, picture
-from .figures import MAPS, PANELS, Theme, curve, map_scale, map_title, panel_title, token_map
+from ..report.numbers import number
+from ..report.page import PAGE, inline_svg, page, render
+from .export import MAP_TEXTS
+from .figures import MAPS, PANELS, curve, map_of, panel_title, token_map
 from .report import MEASURES, Analysis, LayerReport
-
-# Stand for the page's own colours, which differ between light and dark; matplotlib needs numbers.
-_STANDINS = {
-    "#010203": "var(--ink)",
-    "#010204": "var(--grid)",
-    **{f"#0102{16 + i:02x}": f"var(--series-{i + 1})" for i in range(6)},
-}
-_NAMES = list(_STANDINS)
-_PAGE = Theme(ink=_NAMES[0], grid=_NAMES[1], series=tuple(_NAMES[2:]), missing="#e3120b", background="none")
 
 _SECOND = (
     "norm_mean", "norm_std", "norm_min", "norm_percentile_25", "norm_percentile_50", "norm_percentile_75", "norm_max",
@@ -30,26 +20,23 @@ _FIRST = tuple(name for name in MEASURES if name not in _SECOND)
 
 def html_report(analyses: Sequence[Analysis]) -> str:
     """The page."""
-    from jinja2 import Environment
-
-    from .. import __version__
-
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    source = (resources.files("loom_gguf.analysis") / "report.html.j2").read_text("utf-8")
-    page = environment.from_string(source).render(
+    header = render(
+        "loom_gguf.analysis", "header.html.j2", analyses=analyses, differences=differences(analyses), facts=_facts
+    )
+    body = render(
+        "loom_gguf.analysis",
+        "body.html.j2",
         analyses=analyses,
-        version=__version__,
         measures=MEASURES,
         panels=[_panel(analyses, measure) for measure in PANELS],
-        maps=[_maps(number, analysis) for number, analysis in enumerate(analyses)],
+        maps=[_maps(place, analysis) for place, analysis in enumerate(analyses)],
         map_texts=MAP_TEXTS,
         tables=[("Geometry and similarity", _FIRST), ("Lengths and values", _SECOND)],
         cell=_cell,
-        differences=differences(analyses),
-        facts=_facts,
+        number=number,
         shown=_shown,
     )
-    return page.encode("utf-8", "backslashreplace").decode()  # half a surrogate pair in a name has no bytes
+    return page(f"Hidden states of {', '.join(analysis.name for analysis in analyses)}", body, header=header)
 
 
 def differences(analyses: Sequence[Analysis]) -> list[str]:
@@ -89,50 +76,29 @@ def _panel(analyses: Sequence[Analysis], measure: str) -> dict[str, Any]:
         "title": panel_title(measure),
         "unit": MEASURES[measure].unit,
         "definition": definition,
-        "svg": _inline(picture(curve(analyses, measure, _PAGE), "svg", text=True, name=measure), measure),
+        "svg": inline_svg(curve(analyses, measure, PAGE), measure),
     }
 
 
-def _maps(number: int, analysis: Analysis) -> list[dict[str, Any]]:
+def _maps(place: int, analysis: Analysis) -> list[dict[str, Any]]:
     found = []
     for text_number, text in enumerate(analysis.texts[:MAP_TEXTS]):
         for measure in MAPS:
-            figure = token_map(analysis, text, measure, _PAGE, title=False)
-            if figure is not None:
-                name = f"map-{number}-{text_number}-{measure}"
+            shown, figure = map_of(analysis, text, measure), token_map(analysis, text, measure, PAGE, title=False)
+            if shown is not None and figure is not None:
                 found.append(
                     {
-                        "title": map_title(measure),
-                        "scale": " ".join(map_scale(measure).split()),
+                        "title": shown.title,
+                        "scale": shown.scale,
                         "text": text_number + 1,
-                        "svg": _inline(picture(figure, "svg", text=True, name=name), name),
+                        "svg": inline_svg(figure, f"map-{place}-{text_number}-{measure}"),
                     }
                 )
     return found
 
 
-def _inline(svg: bytes, name: str) -> Any:
-    """An SVG file of matplotlib's as a part of a page."""
-    from markupsafe import Markup
-
-    text = svg.decode()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, count=1, flags=re.DOTALL)
-    text = re.sub(r"<style type=\"text/css\">.*?</style>", "", text, count=1, flags=re.DOTALL)
-    # One page has many of them, and an id belongs to one element.
-    text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
-    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
-    text = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', text)
-    for standin, colour in _STANDINS.items():
-        text = text.replace(standin, colour)
-    return Markup(text.replace("<svg ", '<svg aria-hidden="true" ', 1))  # the figure's caption and the table say it
-
-
 def _cell(layer: LayerReport, measure: str) -> str:
-    value = layer.value(measure)
-    if not math.isfinite(value):
-        return "–"
-    return f"{value:.0f}" if MEASURES[measure].unit in ("dimensions", "values") and value % 1 == 0 else f"{value:.4g}"
+    return number(layer.value(measure), 4)
 
 
 def _shown(text: str) -> str:

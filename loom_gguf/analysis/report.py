@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+from ..files import StrPath
+from ..report.numbers import plain
 
 FORMAT = "loom_gguf.analysis"
 VERSION = 1
@@ -138,7 +140,7 @@ class TextReport:
     turns: tuple[tuple[float, ...], ...]  # (S - 1, T): angle of each row to the one below, degrees; () if undefined
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Analysis:
     """The numbers of one model or file: of all its texts together, and of each."""
 
@@ -164,8 +166,18 @@ class Analysis:
 
     def to_dict(self) -> dict[str, Any]:
         """Every number, as JSON has it: what is not a finite number is None."""
-        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
-        return plain
+        found: dict[str, Any] = plain(dataclasses.asdict(self))
+        return found
+
+    def save(self, path: StrPath) -> None:
+        """Write a report as the path's suffix says: .html, .json, .csv, or the curves as .png or .svg."""
+        from .export import save_analyses
+
+        save_analyses([self], path)
+
+    def __repr__(self) -> str:
+        """Name and sizes."""
+        return f"<Analysis of {self.name}: {len(self.layers)} states, {self.n_rows} rows of {len(self.texts)} text(s)>"
 
 
 def to_json(analyses: list[Analysis]) -> dict[str, Any]:
@@ -195,16 +207,4 @@ def table(analyses: list[Analysis]) -> Iterator[tuple[Any, ...]]:
             for layer in layers:
                 place = (analysis.name, text, layer.label, layer.depth, layer.below or "", layer.n_rows, layer.width)
                 numbers = (getattr(layer, name) for name in MEASURES)
-                yield (*place, *map(_cell, numbers), " ".join(map(str, layer.outliers)))
-
-
-def _cell(value: float) -> float | str:
-    return value if math.isfinite(value) else ""
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+                yield (*place, *numbers, " ".join(map(str, layer.outliers)))

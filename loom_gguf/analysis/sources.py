@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
 
 from ..capture import Capture
 from ..errors import PromptError
 from ..states import States
-from ..states_file import SUFFIXES, load_states, model_facts, read_metadata, token_texts
+from ..states_file import is_states_file, load_states, model_facts, read_metadata, token_texts
 from .measuring import Progress, TextStates, analyze_states
 from .report import Analysis
 
@@ -24,6 +26,7 @@ def analyze(
     source: Model | States | Iterable[States] | str | os.PathLike[str],
     prompts: str | Sequence[str] | None = None,
     *,
+    tokens: Sequence[int] | Sequence[Sequence[int]] | None = None,
     name: str | None = None,
     skip_first: int = 0,
     progress: Progress | None = None,
@@ -33,6 +36,7 @@ def analyze(
     source: an open model, or a model's path or name, which then reads each of `prompts` once with all layers, the
         embedding and the final state captured; or a .safetensors or .npz file of states; or states, of one or of
         several texts.
+    tokens: instead of prompts, the token ids of one or several texts, taken as they are.
     name: what the analysis is called in reports; by default the model's or file's name.
     skip_first: leaves out the rows at this many first positions of each text.
     progress: called with (what is being done, steps done, steps in all).
@@ -46,15 +50,15 @@ def analyze(
     """
     from ..model import Model
 
-    texts = [prompts] if isinstance(prompts, str) else prompts
     if isinstance(source, (str, os.PathLike)) and not is_states_file(source):
+        how: dict[str, Any] = {"name": name or os.fspath(source), "skip_first": skip_first, "progress": progress}
         with Model(source) as model:
-            return analyze(model, prompts, name=name or os.fspath(source), skip_first=skip_first, progress=progress)
+            return analyze(model, prompts, tokens=tokens, **how)
     if isinstance(source, Model):
         facts: dict[str, Any] = {**model_facts(source), "precision": source.precision}
-        read = _read(source, texts or (), progress)
+        read = _read(source, _texts(prompts, tokens), progress)
         name = name or source.path.name
-    elif texts is not None:
+    elif prompts is not None or tokens is not None:
         raise PromptError("prompts are read by a model; captured states have their text already: leave the prompts out")
     elif isinstance(source, (str, os.PathLike)):
         text, facts = _file(Path(source))
@@ -65,28 +69,40 @@ def analyze(
     return analyze_states(read, name=name, facts=facts, skip_first=skip_first, progress=progress)
 
 
-def is_states_file(source: str | os.PathLike[str]) -> bool:
-    """Whether a source's name is that of a file of states."""
-    return os.fspath(source).endswith(SUFFIXES)
+def token_lists(tokens: Sequence[int] | Sequence[Sequence[int]]) -> list[Sequence[int]]:
+    """The token ids of several texts, also where they were given of one."""
+    several = len(tokens) > 0 and np.ndim(tokens[0]) > 0
+    return list(cast("Sequence[Sequence[int]]", tokens)) if several else [cast("Sequence[int]", tokens)]
 
 
-def _read(model: Model, prompts: Sequence[str], progress: Progress | None) -> list[TextStates]:
-    if not prompts:
+def _texts(
+    prompts: str | Sequence[str] | None, tokens: Sequence[int] | Sequence[Sequence[int]] | None
+) -> Sequence[str | Sequence[int]]:
+    if prompts is not None and tokens is not None:
+        raise PromptError("prompts and tokens are both given: give one of them")
+    if tokens is not None:
+        return token_lists(tokens)
+    return [prompts] if isinstance(prompts, str) else prompts or ()
+
+
+def _read(model: Model, texts: Sequence[str | Sequence[int]], progress: Progress | None) -> list[TextStates]:
+    if not texts:
         raise PromptError("a model needs something to read: give it at least one prompt")
     everything = Capture.all_layers(embedding=True, final=True)
     read = []
-    for number, prompt in enumerate(prompts):
+    for number, text in enumerate(texts):
         if progress is not None:
-            progress("reading", number, len(prompts))
+            progress("reading", number, len(texts))
         try:
-            states = model.forward(prompt, everything, keep="all")
+            states = model.forward(text, everything, keep="all")
         except PromptError as error:
-            if len(prompts) == 1:
+            if len(texts) == 1:
                 raise
-            raise type(error)(f"prompt {number + 1} of {len(prompts)}: {error}") from None
-        read.append(TextStates(states, prompt, token_texts(model, states.tokens)))
+            raise type(error)(f"prompt {number + 1} of {len(texts)}: {error}") from None
+        shown = text if isinstance(text, str) else None
+        read.append(TextStates(states, shown, token_texts(model, states.tokens)))
     if progress is not None:
-        progress("reading", len(prompts), len(prompts))
+        progress("reading", len(texts), len(texts))
     return read
 
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
+import inspect
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ComparisonError, PromptError
-from .output import console, info, size_text
-from .run import add_loading_options
+from .options import add_loading_options, add_prompt_options, add_report_options, loading, prompts, report_files
+from .output import console, info, progress_bars, say_written
 
 if TYPE_CHECKING:
     from ..compare import Comparison
@@ -23,36 +19,21 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "compare",
         help="the same tokens through two files: where their hidden states part",
-        usage="loom-gguf compare A B [--prompt TEXT ...] [--out FILE ...] [options]",
+        usage="loom-gguf compare A B [--prompt TEXT ...] [--out PATH ...] [options]",
         description="Read the same tokens with A and B, and compare every hidden state and the logits: relative error "
         "|a - b| / |a| and cosine of each layer, agreement of the most probable next token and KL(A||B) in nats, and "
         "the first layer where they part. A and B are models, or files of states (.safetensors or .npz) from "
-        "`loom-gguf run --out` or from PyTorch. A is the reference. Without prompts, a few short texts that come with "
-        "the package are read; a file of states has tokens of its own.",
+        "`loom-gguf run --out` or from PyTorch. A is XX
         epilog="Example: loom-gguf compare model-f16.gguf model-q4_k_m.gguf --prompt 'Once upon a time' "
         "--out report.html",
     )
     parser.add_argument("a", metavar="A", help="path of a .gguf file, demo, or a file of states: the reference")
     parser.add_argument("b", metavar="B", help="what is compared with it")
 
-    tokens = parser.add_argument_group("what to read")
-    choice = tokens.add_mutually_exclusive_group()
-    choice.add_argument("--prompt", nargs="+", action="extend", metavar="TEXT", help="texts. May be repeated")
-    choice.add_argument(
-        "--prompts-file", metavar="FILE", help="a text per line, empty lines left out; - reads them from stdin"
-    )
-    choice.add_argument(
-        "--tokens", type=_token_ids, action="append", metavar="LIST",
-        help="token ids with commas, taken as they are; for files whose vocabularies differ. May be repeated",
-    )  # fmt: skip
+    add_prompt_options(parser.add_argument_group("what to read; a file of states has tokens of its own"))
 
     results = parser.add_argument_group("results")
-    results.add_argument(
-        "--out", nargs="+", action="extend", default=[], metavar="FILE",
-        help="also write FILE.html (a report in one file), FILE.png or FILE.svg (a picture), FILE.json or FILE.csv "
-        "(every number). May be repeated",
-    )  # fmt: skip
-    results.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    add_report_options(results, "errors and cosines by layer, KL by token")
     results.add_argument(
         "--threshold", type=float, default=0.05, metavar="X",
         help="the relative error from which a row counts as parted (default: 0.05)",
@@ -71,94 +52,60 @@ def add_parser(commands: Any) -> None:
         each.add_argument(
             f"--{side}-gpu-layers", type=int, metavar="N", help=f"for {side.upper()} instead of --gpu-layers"
         )
+        each.add_argument(f"--{side}-device", metavar="NAME", help=f"for {side.upper()} instead of --device")
         each.add_argument(f"--{side}-threads", type=int, metavar="N", help=f"for {side.upper()} instead of --threads")
     each.add_argument(
         "--one-at-a-time", action="store_true", default=None,
         help="load B only after A was closed, and keep A's rows in temporary files meanwhile (default: where the "
         "memory does not hold both)",
     )  # fmt: skip
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Compare, print, and write what was asked for."""
     from ..compare import compare
-    from ..compare.report import check_targets
 
-    targets = check_targets(args.out)  # before minutes of computing
-    prompts = args.prompt if args.prompts_file is None else _read_prompts(args.prompts_file)
-    with _progress() as progress:
+    texts = prompts(args)
+    files = report_files(args)
+    with progress_bars() as progress:
         comparison = compare(
             args.a,
             args.b,
-            prompts,
+            texts or None,
             tokens=args.tokens,
-            a_options=_options(args, "a"),
-            b_options=_options(args, "b"),
+            a_options=_options(args, "a_"),
+            b_options=_options(args, "b_"),
             logits=not args.no_logits,
             threshold=args.threshold,
             one_at_a_time=args.one_at_a_time,
-            progress=progress,
+            progress=None if progress is None else lambda done, total: progress("forward passes", done, total),
         )
     _print(comparison, as_json=args.json)
-    for target in targets:
-        comparison.save(target)
-        info(f"wrote {target}, {size_text(target.stat().st_size)}")
+    for file in files:
+        comparison.save(file)
+        say_written(file)
     return 0
 
 
 def _print(comparison: Comparison, *, as_json: bool) -> None:
+    from ..compare.report import csv_rows, findings
+    from ..report.files import csv_text, json_text
+
     if as_json:
-        print(json.dumps(comparison.to_dict(), indent=2, ensure_ascii=False, allow_nan=False))
-    else:
+        sys.stdout.write(json_text(comparison.to_dict()))
+    elif sys.stdout.isatty():
         console().print(comparison)
+    else:
+        sys.stdout.write(csv_text(csv_rows(comparison), "\t"))
+        for sentence in findings(comparison):
+            info(sentence)
     sys.stdout.flush()
 
 
 def _options(args: argparse.Namespace, side: str) -> dict[str, Any]:
     """How to open one side; only what differs from Model's own defaults, so that reports name no more."""
+    from ..model import Model
 
-    def chosen(name: str) -> Any:
-        own = getattr(args, f"{side}_{name}")
-        return getattr(args, name) if own is None else own
-
-    given = {
-        "n_ctx": args.ctx,
-        "n_threads": chosen("threads"),
-        "n_gpu_layers": chosen("gpu_layers"),
-        "precision": chosen("precision"),
-    }
-    usual = {"n_ctx": 4096, "n_threads": None, "n_gpu_layers": -1, "precision": "fast"}
-    return {name: value for name, value in given.items() if value != usual[name]}
-
-
-def _token_ids(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of token ids such as 1,15,7") from None
-
-
-def _read_prompts(path: str) -> list[str]:
-    try:
-        text = sys.stdin.read() if path == "-" else Path(path).read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise PromptError(f"{'stdin' if path == '-' else path} is not text in UTF-8: {error}") from None
-    prompts = [line for line in text.splitlines() if line.strip()]
-    if not prompts:
-        raise ComparisonError(f"{'stdin' if path == '-' else path} has no prompts: write one per line")
-    return prompts
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on stderr, where that is a terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
-        task = bar.add_task("forward passes", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    usual = inspect.signature(Model).parameters
+    return {name: value for name, value in loading(args, side).items() if value != usual[name].default}

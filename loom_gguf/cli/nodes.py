@@ -9,8 +9,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UnknownNodeError
+from .options import add_loading_options, load
 from .output import console
-from .run import add_loading_options, load
 
 if TYPE_CHECKING:
     from ..catalog import Node

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from ..report.labels import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,11 +28,6 @@ def console(*, stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else _PIPE_WIDTH
     return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
-
-
-def printable(text: str) -> str:
-    """Text from a file, without characters that would steer the terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def abbreviated(text: str, length: int = 100) -> str:
@@ -54,3 +54,34 @@ def count_text(n: int) -> str:
         if n >= limit:
             return f"{n / limit:.2f} {unit}"
     return f"{n:,}"
+
+
+def say_written(path: str | os.PathLike[str]) -> None:
+    """That a file was written, and its size."""
+    info(f"wrote {os.fspath(path)}, {size_text(os.path.getsize(path))}")
+
+
+@contextlib.contextmanager
+def progress_bars() -> Iterator[Callable[[str, int, int], None] | None]:
+    """What to call with (what is being done, steps done, steps in all); None where stderr is no terminal.
+
+    A bar for each kind of work, which goes away at its end.
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console(stderr=True), transient=True) as bars:
+        current: list[Any] = ["", None]
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what != current[0] and current[1] is not None:
+                bars.remove_task(current[1])
+                current[1] = None
+            if current[1] is None:
+                current[:] = what, bars.add_task(printable(what), total=total)
+            bars.update(current[1], completed=done)
+
+        yield progress

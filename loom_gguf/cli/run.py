@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CaptureError, LoomError, PromptError
+from ..errors import CaptureError, LoomError
+from .options import add_loading_options, layer_list, load, prompt_text
 from .output import console, info, size_text
 from .recording import Recording
 
@@ -35,7 +35,7 @@ def add_parser(commands: Any) -> None:
 
     capture = parser.add_argument_group("what to capture")
     capture.add_argument(
-        "--layers", type=_layers, metavar="LIST",
+        "--layers", type=layer_list, metavar="LIST",
         help="outputs of these blocks: 0-based indices with commas (0,5,-1; -1 is the last), or all",
     )  # fmt: skip
     capture.add_argument(
@@ -85,38 +85,6 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def add_loading_options(group: Any) -> None:
-    """The options that `load` reads."""
-    group.add_argument("--ctx", type=int, default=4096, metavar="N", help="tokens of the context (default: 4096)")
-    group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: by the machine)")
-    group.add_argument(
-        "--gpu-layers", type=int, default=-1, metavar="N", help="blocks to keep on the GPU, -1 for all (default: -1)"
-    )
-    group.add_argument(
-        "--device", default="auto", metavar="NAME",
-        help="auto (all GPUs, else the CPU), cpu, cuda, cuda:1, metal (default: auto)",
-    )  # fmt: skip
-    group.add_argument(
-        "--precision", choices=("fast", "exact"), default="fast",
-        help="fast: as the model runs in practice; exact: float32 attention and cache, to compare with other "
-        "implementations, and attention weights (kq_soft_max) as nodes (default: fast)",
-    )  # fmt: skip
-
-
-def load(args: argparse.Namespace) -> Model:
-    """The model that the options ask for."""
-    from ..model import Model
-
-    return Model(
-        args.model,
-        n_ctx=args.ctx,
-        n_threads=args.threads,
-        n_gpu_layers=args.gpu_layers,
-        precision=args.precision,
-        device=args.device,
-    )
-
-
 def run(args: argparse.Namespace) -> int:
     """Generate, then write or sum up what was captured, also after an error or Ctrl-C."""
     from ..states_file import check_target
@@ -124,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     capture = _capture(args)
     if args.out is not None:
         check_target(args.out)  # before minutes of computing
-    prompt = _prompt(args.prompt)
+    prompt = prompt_text(args.prompt)
     recording = Recording()
     ended: BaseException | None = None
     with load(args) as model:
@@ -182,33 +150,12 @@ def _capture(args: argparse.Namespace) -> Capture | None:
     return capture or None
 
 
-def _layers(text: str) -> str | list[int]:
-    if text == "all":
-        return text
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is neither `all` nor a list of block indices such as 0,5,-1"
-        ) from None
-
-
 def _seed(text: str) -> int | None:
     if text == "random":
         return None
     if text.isascii() and text.isdigit() and int(text) <= _MAX_SEED:
         return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is neither a number from 0 to {_MAX_SEED} nor `random`")
-
-
-def _prompt(text: str) -> str:
-    if text != "-":
-        return text
-    try:
-        # `echo` ends its line; that the prompt ends so too is hardly ever meant.
-        return sys.stdin.read().removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise PromptError(f"stdin is not text in UTF-8: {error}") from None
 
 
 def _say_what_was_written(states: States, path: str) -> None:

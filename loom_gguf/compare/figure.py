@@ -2,102 +2,83 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..analysis import Floats
-from .report import side_text, state_name
+from ..report.figures import PAPER, Theme, drawable, finish_axes, new_figure, styled
+from ..report.labels import state_name
+from ..report.numbers import number
+from .report import side_text
 from .result import Comparison
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; form and dashes differ as well.
-_BLUE, _VERMILLION, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
-_SETTINGS: Any = {"font.family": ["DejaVu Sans"], "font.size": 9, "svg.hashsalt": "loom_gguf", "text.parse_math": False}
-_DPI = 150
 _WIDTH = 9.0  # inches
 _MAX_TICKS = 20
 
 
-def draw(comparison: Comparison, target: str | os.PathLike[str] | IO[Any], kind: str) -> None:
-    """Write the picture as "png" or "svg"."""
-    from matplotlib import rc_context
-
-    # The date would make two equal pictures two different files.
-    metadata = {"Software": "loom_gguf"} if kind == "png" else {"Creator": "loom_gguf", "Date": None}
-    with rc_context(_SETTINGS):
-        target = target if hasattr(target, "write") else Path(target)
-        figure(comparison).savefig(target, format=kind, dpi=_DPI, metadata=metadata)
-
-
-def figure(comparison: Comparison) -> Figure:
+def figure(comparison: Comparison, theme: Theme = PAPER, *, title: bool = True) -> Figure:
     """The picture as a matplotlib figure."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context(_SETTINGS):
-        n_panels = 2 if comparison.kl is None else 3
-        drawing = Figure(figsize=(_WIDTH, 2.7 * n_panels + 0.9), layout="constrained", facecolor="white")
+    c = comparison
+    with styled(theme):
+        n_panels = 2 if c.kl is None else 3
+        drawing = new_figure(_WIDTH, 2.7 * n_panels + 0.9 * title, theme)
         panels = drawing.subplots(n_panels, 1)
-        sides = [_drawable(side_text(side)) for side in (comparison.a, comparison.b)]
-        drawing.suptitle(f"A: {sides[0]}\nB: {sides[1]}", x=0.01, ha="left", fontsize=10)
-        _errors(panels[0], comparison)
-        _cosines(panels[1], comparison)
-        if comparison.kl is not None:
-            _divergences(panels[2], comparison)
-        return drawing
+        if title:
+            sides = [drawable(side_text(side)) for side in (c.a, c.b)]
+            drawing.suptitle(f"A: {sides[0]}\nB: {sides[1]}", x=0.01, ha="left", fontsize=10)
+        _errors(panels[0], c, theme)
+        _cosines(panels[1], c, theme)
+        if c.kl is not None:
+            _divergences(panels[2], c, theme)
+        for axes in panels:
+            axes.grid(axis="y")
+            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+            finish_axes(axes, theme)
+    return drawing
 
 
-def _drawable(text: str) -> str:
-    """The text with escapes for what the font lacks, about which matplotlib would warn."""
-    from matplotlib.font_manager import FontProperties, findfont, get_font
-
-    font = get_font(findfont(FontProperties(family=_SETTINGS["font.family"])))
-    return "".join(char if font.get_char_index(ord(char)) else ascii(char)[1:-1] for char in text)
-
-
-def _errors(axes: Axes, c: Comparison) -> None:
+def _errors(axes: Axes, c: Comparison, theme: Theme) -> None:
     x = np.arange(len(c.states))
     high, low = c.error_quantile(0.9), c.error_quantile(0.1)
     floor = _log_axis(axes, [c.median_error, c.max_error, low, high, np.array([c.threshold])])
     band = np.isfinite(high)
     axes.fill_between(
-        x, np.maximum(low, floor), np.maximum(high, floor), where=band, color=_BLUE, alpha=0.2, lw=0,
+        x, np.maximum(low, floor), np.maximum(high, floor), where=band, color=theme.series[0], alpha=0.2, lw=0,
         label="10% to 90% of the rows",
     )  # fmt: skip
-    axes.plot(x, _above(c.median_error, floor), color=_BLUE, marker="o", ms=4, label="median of the rows")
-    axes.plot(x, _above(c.max_error, floor), color=_VERMILLION, marker="^", ms=4, ls="--", label="largest of the rows")
+    axes.plot(x, _above(c.median_error, floor), color=theme.series[0], marker="o", ms=4, label="median of the rows")
+    axes.plot(
+        x, _above(c.max_error, floor), color=theme.series[1], marker="^", ms=4, ls="--", label="largest of the rows"
+    )
     if c.threshold > 0:
-        axes.axhline(c.threshold, color=_GREY, ls=":", label=f"threshold {c.threshold:g}")
+        axes.axhline(c.threshold, color=theme.soft, ls=":", label=f"threshold {c.threshold:g}")
     parting = c.first_parting
     if parting is not None:
         at = c.states.index(parting)
-        axes.axvline(at, color=_GREEN, ls="-.", label=f"they part: {state_name(parting)}")
+        axes.axvline(at, color=theme.series[2], ls="-.", label=f"they part: {state_name(parting)}")
     axes.set_ylabel("relative error |a - b| / |a|\n(no unit, log scale)")
     _state_ticks(axes, c)
-    _legend(axes)
     missing = "" if np.isfinite(c.max_error).all() else "; what is infinite or no number is not drawn"
-    axes.set_title(f"How far B's hidden states are from A's{missing}", loc="left", fontsize=10)
+    axes.set_title(f"How far B's hidden states are from A's{missing}")
 
 
-def _cosines(axes: Axes, c: Comparison) -> None:
+def _cosines(axes: Axes, c: Comparison, theme: Theme) -> None:
     x = np.arange(len(c.states))
     mean, largest = 1 - c.mean_cosine, 1 - c.min_cosine
     floor = _log_axis(axes, [mean, largest])
-    axes.plot(x, _above(mean, floor), color=_BLUE, marker="o", ms=4, label="mean of the rows")
-    axes.plot(x, _above(largest, floor), color=_VERMILLION, marker="^", ms=4, ls="--", label="largest of the rows")
+    axes.plot(x, _above(mean, floor), color=theme.series[0], marker="o", ms=4, label="mean of the rows")
+    axes.plot(x, _above(largest, floor), color=theme.series[1], marker="^", ms=4, ls="--", label="largest of the rows")
     axes.set_ylabel("1 - cosine of a and b\n(no unit, log scale)")
     _state_ticks(axes, c)
-    _legend(axes)
-    axes.set_title("How far they point in other directions", loc="left", fontsize=10)
+    axes.set_title("How far they point in other directions")
 
 
-def _divergences(axes: Axes, c: Comparison) -> None:
+def _divergences(axes: Axes, c: Comparison, theme: Theme) -> None:
     from matplotlib.ticker import MaxNLocator
 
     assert c.kl is not None
@@ -107,25 +88,24 @@ def _divergences(axes: Axes, c: Comparison) -> None:
     y, x = _above(c.kl, floor), np.arange(len(c.kl))
     size = 16 if len(x) <= 500 else 5
     axes.scatter(
-        x[same], y[same], s=size, color=_BLUE, marker="o", lw=0, rasterized=len(x) > 2000,
+        x[same], y[same], s=size, color=theme.series[0], marker="o", lw=0, rasterized=len(x) > 2000,
         label="the same most probable next token",
     )  # fmt: skip
-    axes.scatter(x[~same], y[~same], s=2 * size, color=_VERMILLION, marker="x", lw=1.2, label="another one")
+    axes.scatter(x[~same], y[~same], s=2 * size, color=theme.series[1], marker="x", lw=1.2, label="another one")
     statistics = c.kl_statistics
     mean = statistics["mean"] if statistics else np.nan
     if np.isfinite(mean) and mean > 0:
-        axes.axhline(mean, color=_GREY, ls=":", label=f"mean {mean:.3g} nats")
+        axes.axhline(mean, color=theme.soft, ls=":", label=f"mean {number(mean)} nats")
     for start in np.flatnonzero(np.diff(c.prompts)):
-        axes.axvline(start + 0.5, color="#cccccc", lw=0.8, zorder=0)
+        axes.axvline(start + 0.5, color=theme.grid, lw=0.8, zorder=0)
     axes.set_xlabel(
         "row (token read), all prompts after one another" + ("; grey lines part them" if c.prompts[-1] else "")
     )
     axes.set_ylabel("KL(A||B)\n(nats, log scale)")
     axes.margins(x=0.02)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend(axes)
     agreement = f"{same.mean():.1%}"
-    axes.set_title(f"Next-token distributions; the most probable token agrees in {agreement}", loc="left", fontsize=10)
+    axes.set_title(f"Next-token distributions; the most probable token agrees in {agreement}")
 
 
 def _log_axis(axes: Axes, values: list[Floats]) -> float:
@@ -148,8 +128,6 @@ def _log_axis(axes: Axes, values: list[Floats]) -> float:
     else:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.3g}"))
         axes.yaxis.set_minor_formatter(lambda *_: "")
-    axes.grid(axis="y", color="#dddddd", lw=0.6)
-    axes.set_axisbelow(True)
     return float(floor)
 
 
@@ -170,7 +148,3 @@ def _state_ticks(axes: Axes, c: Comparison) -> None:
     axes.set_xticks(ticks, [c.states[at] for at in ticks])
     axes.set_xlim(-0.5, n - 0.5)
     axes.set_xlabel("hidden state (numbers: output of that layer)")
-
-
-def _legend(axes: Axes) -> None:
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)

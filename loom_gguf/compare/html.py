@@ -2,55 +2,51 @@
 
 from __future__ import annotations
 
-import io
-import re
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jinja2 import Environment, PackageLoader
-from markupsafe import Markup
 
-from .figure import draw
-from .report import COLUMNS, findings, number, side_text, table_rows
+from ..report.figures import PAPER, Theme
+from ..report.numbers import number
+from ..report.page import PAGE, inline_svg, render
+from ..report.page import page as whole_page
+from .figure import figure
+from .report import COLUMNS, findings, side_text, table_rows
 from .result import Comparison
 
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
 _WORST = 20  # tokens that are listed
+_STYLE = """.facts td, .facts th { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+.facts { width: auto; }
+.parting th, .parting td { background: var(--shade); font-weight: 600; }
+td { white-space: pre; }"""
 
 
 def page(comparison: Comparison) -> str:
     """A whole HTML document."""
     title = f"{comparison.a.name} and {comparison.b.name}: where they part"
-    return _render("page.html", title=title, body=Markup(body(comparison)))
+    return whole_page(title, body(comparison, PAGE), style=_STYLE)
 
 
-def body(comparison: Comparison) -> str:
-    """The report as a piece of HTML, for a page or a notebook."""
+def body(comparison: Comparison, theme: Theme = PAPER) -> Markup:
+    """The report as a piece of HTML, for a page or, on paper of its own, for a notebook."""
     c = comparison
-    return _render(
-        "body.html",
+    return render(
+        "loom_gguf.compare",
+        "body.html.j2",
         a=side_text(c.a),
         b=side_text(c.b),
         n_rows=f"{len(c.tokens):,}",
         n_prompts=int(c.prompts[-1]) + 1,
         findings=list(findings(c)),
-        picture=Markup(_svg(c)),
+        picture=inline_svg(figure(c, theme, title=False), "comparison"),
         columns=COLUMNS,
         rows=list(zip(c.states, table_rows(c), strict=True)),
         parting=c.first_parting,
         worst=_worst(c),
     )
-
-
-def _render(template: str, **values: Any) -> str:
-    return Environment(loader=PackageLoader("loom_gguf.compare"), autoescape=True).get_template(template).render(values)
-
-
-def _svg(comparison: Comparison) -> str:
-    """The picture as an <svg> element; without the XML head, which names a DTD elsewhere."""
-    text = io.StringIO()
-    draw(comparison, text, "svg")
-    svg = text.getvalue()
-    return re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
 
 
 def _worst(c: Comparison) -> list[tuple[str, ...]]:

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
-import os
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import StatesFileError
-from ..states_file import replacing
+from ..files import StrPath
+from ..report.files import csv_text, json_text, save_report
+from ..report.labels import printable, state_name
+from ..report.numbers import number, plain
 from .result import Comparison, SideFacts
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-SUFFIXES = (".html", ".png", ".svg", ".json", ".csv")
-COLUMNS = ("state", "median error", "mean error", "largest error", "mean cosine", "smallest cosine", "growth")
+FORMAT = "loom_gguf.comparison"
+VERSION = 1
+
+# Heads of the columns; the error is |a - b| / |a|.
+COLUMNS = ("median error", "mean error", "largest error", "mean cosine", "smallest cosine", "growth")
 
 _SHOWN_FACTS = ("quantization", "architecture", "written by", "precision", "n_gpu_layers")
-
-
-def state_name(label: str) -> str:
-    """`layer 3` for the label "3"."""
-    return f"layer {label}" if label.isdigit() else label
 
 
 def side_text(side: SideFacts) -> str:
@@ -38,8 +34,7 @@ def side_text(side: SideFacts) -> str:
         if side.facts.get(name) is not None
     ]
     text = f"{side.name} ({', '.join(shown)})" if shown else side.name
-    # Names of files may hold anything, also what steers a terminal.
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    return printable(text)  # names of files may hold anything
 
 
 def findings(comparison: Comparison) -> Iterator[str]:
@@ -95,21 +90,13 @@ def _where(c: Comparison, row: int) -> str:
     return f"{prompt}position {c.positions[row]}, token {token}" + ("" if text is None else f" {text!r}")
 
 
-def number(value: Any) -> str:
-    """A measure for a person to read."""
-    value = float(value)
-    if not math.isfinite(value):
-        return "no number" if math.isnan(value) else "infinite"
-    return "0" if value == 0 else f"{value:#.3g}"
-
-
 def cosine_text(cosine: float) -> str:
-    """A cosine for a person to read; "1" where it is exactly that."""
-    return f"{cosine:.6f}" if math.isfinite(cosine) and cosine != 1 else number(cosine).removesuffix(".00")
+    """A cosine for a person to read: six places, as most of them are nearly 1."""
+    return f"{cosine:.6f}" if math.isfinite(cosine) and cosine != 1 else number(cosine)
 
 
 def table_rows(comparison: Comparison) -> Iterator[tuple[str, ...]]:
-    """One per hidden state, of `COLUMNS`."""
+    """One per hidden state: its name, and what COLUMNS names."""
     c = comparison
     for s, label in enumerate(c.states):
         yield (
@@ -126,20 +113,15 @@ def table_rows(comparison: Comparison) -> Iterator[tuple[str, ...]]:
 def terminal_report(comparison: Comparison) -> RenderableType:
     """A table with a row per hidden state, and the findings under it."""
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
+
+    from ..report.terminal import state_table
 
     c = comparison
     n_prompts = int(c.prompts[-1]) + 1
     prompts = f"{n_prompts} prompt{'s' if n_prompts > 1 else ''}"
-    table = Table(
-        title=Text(
-            f"A  {side_text(c.a)}\nB  {side_text(c.b)}\n{len(c.tokens):,} rows of {prompts}; error = |a - b| / |a|"
-        ),
-        title_justify="left",
-    )
-    for name in COLUMNS:
-        table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
+    title = f"A  {side_text(c.a)}\nB  {side_text(c.b)}\n{len(c.tokens):,} rows of {prompts}; error = |a - b| / |a|"
+    table = state_table(title, "state", [name.replace(" ", "\n") for name in COLUMNS])
     for label, cells in zip(c.states, table_rows(c), strict=True):
         table.add_row(*map(Text, cells), style="bold" if label == c.first_parting else None)
     return Group(table, *(Text(sentence) for sentence in findings(c)))
@@ -155,9 +137,12 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
     if c.kl is not None and c.top_a is not None and c.top_b is not None:
         logits = {
             "top1_agreement": c.top1_agreement,
-            "kl_nats": {name: _plain(value) for name, value in (c.kl_statistics or {}).items()},
+            "kl_nats": c.kl_statistics,
         }
-    return {
+    cosines = c.cosines
+    document: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
         "a": {"name": c.a.name, **c.a.facts},
         "b": {"name": c.b.name, **c.b.facts},
         "n_layer": c.n_layer,
@@ -173,12 +158,12 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
             {
                 "state": label,
                 "relative_error": {
-                    "median": _plain(c.median_error[s]),
-                    "mean": _plain(c.mean_error[s]),
-                    "max": _plain(c.max_error[s]),
-                    "growth": _plain(c.growth[s]),
+                    "median": float(c.median_error[s]),
+                    "mean": float(c.mean_error[s]),
+                    "max": float(c.max_error[s]),
+                    "growth": float(c.growth[s]),
                 },
-                "cosine": {"mean": _plain(c.mean_cosine[s]), "min": _plain(c.min_cosine[s])},
+                "cosine": {"mean": float(c.mean_cosine[s]), "min": float(c.min_cosine[s])},
             }
             for s, label in enumerate(c.states)
         ],
@@ -188,24 +173,22 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
                 "position": int(c.positions[r]),
                 "token": int(c.tokens[r]),
                 "text": c.texts.get(int(c.tokens[r])),
-                "relative_error": [_plain(value) for value in c.errors[:, r]],
-                "cosine": [_plain(value) for value in c.cosines[:, r]],
+                "relative_error": c.errors[:, r].tolist(),
+                "cosine": cosines[:, r].tolist(),
                 **({} if logits is None else _next_token(c, r)),
             }
             for r in range(len(c.tokens))
         ],
     }
+    found: dict[str, Any] = plain(document)
+    return found
 
 
 def _next_token(c: Comparison, row: int) -> dict[str, Any]:
     assert c.kl is not None
     assert c.top_a is not None
     assert c.top_b is not None
-    return {"kl_nats": _plain(c.kl[row]), "top1_a": int(c.top_a[row]), "top1_b": int(c.top_b[row])}
-
-
-def _plain(value: Any) -> float | None:
-    return float(value) if math.isfinite(value) else None
+    return {"kl_nats": float(c.kl[row]), "top1_a": int(c.top_a[row]), "top1_b": int(c.top_b[row])}
 
 
 _CSV_COLUMNS = (
@@ -214,58 +197,37 @@ _CSV_COLUMNS = (
 
 
 def csv_rows(comparison: Comparison) -> Iterator[tuple[Any, ...]]:
-    """A line per row and hidden state, and one per row for the logits (state "logits")."""
+    """The head, then a line per row and hidden state, and one per row for the logits (state "logits")."""
     c = comparison
+    cosines = c.cosines
+    yield _CSV_COLUMNS
     for r in range(len(c.tokens)):
         token = int(c.tokens[r])
         head = (int(c.prompts[r]), int(c.positions[r]), token, c.texts.get(token, ""))
         for s, label in enumerate(c.states):
-            yield (*head, label, repr(float(c.errors[s, r])), repr(float(c.cosines[s, r])), "", "", "")
+            yield (*head, label, c.errors[s, r], cosines[s, r], None, None, None)
         if c.kl is not None:
-            following = _next_token(c, r)
-            yield (*head, "logits", "", "", repr(float(c.kl[r])), following["top1_a"], following["top1_b"])
+            yield (*head, "logits", None, None, *_next_token(c, r).values())
 
 
 # -- files ------------------------------------------------------------------------------------------------------
 
 
-def check_targets(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """The paths, if reports may be written there; worth asking before a long computation."""
-    targets = [Path(path) for path in paths]
-    for target in targets:
-        if target.suffix.lower() not in SUFFIXES:
-            raise StatesFileError(
-                f"cannot tell what to write to {target}: its name must end in {', '.join(SUFFIXES[:-1])} or "
-                f"{SUFFIXES[-1]}"
-            )
-        if target.is_dir():
-            raise StatesFileError(f"{target} is a folder: name a file")
-        if not target.parent.is_dir():
-            raise StatesFileError(f"there is no folder {target.parent}: make it first, or choose another path")
-        if not os.access(target.parent, os.W_OK | os.X_OK):
-            raise StatesFileError(f"the folder {target.parent} cannot be written to: choose another one")
-    return targets
-
-
-def save(comparison: Comparison, path: str | os.PathLike[str]) -> None:
+def save(comparison: Comparison, path: StrPath) -> None:
     """Write the file that the path's suffix asks for; it appears whole or not at all."""
-    (target,) = check_targets([path])
-    suffix = target.suffix.lower()
-    with replacing(target, "the comparison") as temporary:
-        if suffix in (".png", ".svg"):
-            from .figure import draw
+    save_report(path, lambda kind: _content(comparison, kind), "the comparison")
 
-            draw(comparison, temporary, suffix[1:])
-        elif suffix == ".html":
-            from .html import page
 
-            temporary.write_text(page(comparison), encoding="utf-8")
-        elif suffix == ".json":
-            temporary.write_text(
-                json.dumps(to_dict(comparison), allow_nan=False, ensure_ascii=False) + "\n", "utf-8", "backslashreplace"
-            )
-        else:
-            with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-                writer = csv.writer(file, lineterminator="\n")
-                writer.writerow(_CSV_COLUMNS)
-                writer.writerows(csv_rows(comparison))
+def _content(comparison: Comparison, kind: str) -> str | bytes:
+    if kind == "html":
+        from .html import page
+
+        return page(comparison)
+    if kind == "json":
+        return json_text(to_dict(comparison))
+    if kind == "csv":
+        return csv_text(csv_rows(comparison))
+    from ..report.figures import picture
+    from .figure import figure
+
+    return picture(figure(comparison), kind)

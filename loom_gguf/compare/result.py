@@ -195,7 +195,7 @@ class Comparison:
     def _repr_html_(self) -> str:
         from .html import body
 
-        return body(self)
+        return str(body(self))
 
     def __repr__(self) -> str:
         """Names, sizes, and where they part."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..analysis.sources import token_lists
 from ..errors import ComparisonError, DifferentTokensError
 from ..model import Model
 from ..states import States
@@ -76,7 +77,7 @@ class _Wanted:
         self.texts = None if tokens is not None else DEFAULT_PROMPTS if prompts is None else _list_of(prompts, str)
         self.tokens: list[Sequence[int]] = []
         if tokens is not None:
-            self.tokens = list(tokens) if len(tokens) and not hasattr(tokens[0], "__index__") else [tokens]
+            self.tokens = token_lists(tokens)
         if not self.texts and not self.tokens:
             raise ComparisonError("no prompts: give at least one")
 

@@ -25,7 +25,7 @@ from ..library import resolve
 from ..memory import available_bytes
 from ..model import Model
 from ..states import States
-from ..states_file import SUFFIXES, load_states, model_facts, read_metadata, save_states
+from ..states_file import is_states_file, load_states, model_facts, read_metadata, save_states
 from .result import SideFacts
 
 Side: TypeAlias = "ModelSide | StatesSide"
@@ -110,7 +110,7 @@ def side_of(given: Given, options: Mapping[str, Any] | None, name: str) -> Side:
             raise TypeError(f"{name}_options open a model file, but {name} is a {type(given).__name__}")
         return ModelSide(given, {}) if isinstance(given, Model) else StatesSide(given, SideFacts("states", {}))
     path = Path(given).expanduser()
-    if path.suffix in SUFFIXES:
+    if is_states_file(path):
         states, metadata = load_states(path), read_metadata(path)
         texts = metadata.get("token_texts")
         if not (

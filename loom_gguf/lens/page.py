@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import html
-import json
-from importlib import resources
-
-from ..plots import visible
+from ..report.labels import short_name, visible
+from ..report.page import page as whole_page
+from ..report.page import part, render, script_data
+from ..report.terminal import CIVIDIS, MISSING_COLOUR
 from .result import LensResult
+
+_HERE = "loom_gguf.lens"
 
 
 def page(result: LensResult) -> str:
     """The text of the page."""
-    template = (resources.files("loom_gguf.lens") / "page.html").read_text(encoding="utf-8")
     data = result.to_dict()
     # What a person is shown; ids without a text are shown as such.
     data["shown"] = {str(token): visible(result.text(int(token))) for token in _used(result)}
     data["read"] = [visible(result.read(t)) for t in range(result.n_tokens)]
+    data["cividis"], data["missing"] = CIVIDIS, MISSING_COLOUR
     del data["vocabulary"], data["texts"]
-    # Inside a script element only "<" could end it; lone surrogates of broken UTF-8 are escaped by ascii anyway.
-    text = json.dumps(data, ensure_ascii=True, allow_nan=False).replace("<", "\\u003c")
-    title = html.escape(f"Logit lens of {visible(result.model)}")
-    return template.replace("@TITLE@", title).replace("@DATA@", text)
+    return whole_page(
+        f"Logit lens of {short_name(result.model)}",
+        render(_HERE, "body.html.j2", data=script_data(data), missing=MISSING_COLOUR),
+        style=part(_HERE, "page.css"),
+        script=part(_HERE, "page.js"),
+    )
 
 
 def _used(result: LensResult) -> set[int]:

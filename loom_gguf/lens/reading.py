@@ -15,7 +15,7 @@ from ..states import Array, States
 from ..states_file import token_texts
 from .head import LOGITS, Head, find_head
 from .result import LensResult
-from .stream import final_facts, read_blocks
+from .stream import Progress, final_facts, read_blocks
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -36,6 +36,8 @@ def lens(
     source: str | Sequence[int] | States,
     top_k: int = 5,
     layers: Iterable[int] | None = None,
+    *,
+    progress: Progress | None = None,
 ) -> LensResult:
     """Read every layer as if it were the last: token probabilities of each hidden state at each position.
 
@@ -44,6 +46,7 @@ def lens(
     top_k: how many of the most probable tokens to keep.
     layers: indices of the blocks to look at, negative ones counted from the last; None for all of them and the
         embedding. The final state is always there.
+    progress: called with (what is being done, steps done, steps in all).
 
     A hidden state h (n_embd,) gives softmax(after(W before(h))), where W is the model's output matrix, dequantized by
     ggml, and `before` and `after` are what the model's own graph does between its last layer and W (RMS norm or
@@ -63,9 +66,13 @@ def lens(
             f"not n_vocab x n_embd ({model.n_vocab} x {model.n_embd})"
         )
     wanted = None if layers is None else _indices(layers, model.n_layer)
-    states = source if isinstance(source, States) else model.forward(source, _capture(head, wanted))
     if isinstance(source, States):
+        states = source
         _check_given(model, states)
+    else:
+        if progress is not None:
+            progress("reading", 0, 1)
+        states = model.forward(source, _capture(head, wanted))
     rows = _rows(states, wanted)
     own_logits = _own_logits(head, states)
     read = [head.normed(array) for array in rows.values()]
@@ -74,7 +81,8 @@ def lens(
     normed = np.stack(read) if read else np.zeros((0, len(states.tokens), head.n_embd), np.float32)
     final = final_facts(head, normed, own_logits)
     proof = _proof(model, head, states, own_logits, given=isinstance(source, States))
-    numbers = read_blocks(head, normed, own_logits, final, min(top_k, head.n_vocab), proof.rows, proof.logits)
+    top_k = min(top_k, head.n_vocab)
+    numbers = read_blocks(head, normed, own_logits, final, top_k, proof.rows, proof.logits, progress)
     proof.check(numbers.check_error)
     used = sorted({*np.unique(numbers.top_ids).tolist(), *final.ids.tolist()} - {-1})
     names = token_texts(model, used) or []

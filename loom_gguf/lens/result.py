@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import math
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import StatesFileError
+from ..files import StrPath
+from ..report.files import csv_text, json_text, save_report
+from ..report.numbers import plain
 from ..states import Array
 
 if TYPE_CHECKING:
@@ -23,7 +20,7 @@ if TYPE_CHECKING:
 
 Measure = Literal["prob", "rank", "kl"]
 
-SUFFIXES = (".png", ".svg", ".html", ".json", ".csv")
+MEASURES: tuple[Measure, ...] = get_args(Measure)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,10 +91,10 @@ class LensResult:
             "texts": self.texts,
             "final_ids": self.final_ids.tolist(),
             "top_ids": self.top_ids.tolist(),
-            "top_probs": _plain(self.top_probs.tolist()),
+            "top_probs": plain(self.top_probs.tolist()),
             "rank_of_final": self.rank_of_final.tolist(),
-            "prob_of_final": _plain(self.prob_of_final.tolist()),
-            "kl_nats": _plain(self.kl.tolist()),
+            "prob_of_final": plain(self.prob_of_final.tolist()),
+            "kl_nats": plain(self.kl.tolist()),
             "vocabulary": {str(token): text for token, text in self.vocabulary.items()},
         }
 
@@ -117,55 +114,32 @@ class LensResult:
 
         return draw(self, measure, title)
 
-    def save(self, path: str | os.PathLike[str], *, measure: Measure = "prob") -> None:
+    def save(self, path: StrPath, *, measure: Measure = "prob") -> None:
         """Write it as the path's suffix says: .png or .svg (a picture), .html, .json or .csv (all numbers)."""
-        from ..states_file import replacing
+        save_report(path, lambda kind: self._content(kind, measure), "the lens")
 
-        target = check_lens_target(path)
-        with replacing(target, "the lens") as temporary:
-            if target.suffix in (".png", ".svg"):
-                from .picture import write
-
-                write(self.plot(measure), temporary, target.suffix[1:])
-            elif target.suffix == ".html":
-                temporary.write_text(self.to_html(), encoding="utf-8")
-            elif target.suffix == ".json":
-                text = json.dumps(self.to_dict(), allow_nan=False)
-                temporary.write_text(text + "\n", encoding="utf-8")
-            else:
-                self._write_csv(temporary)
-
-    def _write_csv(self, path: Path) -> None:
-        """One line per state and position."""
+    def csv_rows(self) -> Iterator[tuple[Any, ...]]:
+        """Every number as rows of a table, the head first: one row per state and position."""
         head = ["state", "position", "token_id", "token", "final_id", "final_token", "rank_of_final", "prob_of_final"]
         tops = [f"top{i}_{what}" for i in range(1, self.top_k + 1) for what in ("id", "token", "prob")]
-        with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            out = csv.writer(file)
-            out.writerow([*head, "kl_nats", *tops])
-            for s, label in enumerate(self.labels):
-                for t in range(self.n_tokens):
-                    final = int(self.final_ids[t])
-                    line: list[Any] = [label, self.positions[t], self.tokens[t], self.texts[t] if self.texts else ""]
-                    line += [final, self.vocabulary.get(final, ""), int(self.rank_of_final[s, t])]
-                    line += [float(self.prob_of_final[s, t]), float(self.kl[s, t])]
-                    for token, prob in zip(self.top_ids[s, t].tolist(), self.top_probs[s, t].tolist(), strict=True):
-                        line += [token, self.vocabulary.get(token, ""), prob]
-                    out.writerow(line)
+        yield (*head, "kl_nats", *tops)
+        for s, label in enumerate(self.labels):
+            for t in range(self.n_tokens):
+                final = int(self.final_ids[t])
+                row: list[Any] = [label, self.positions[t], self.tokens[t], self.texts[t] if self.texts else ""]
+                row += [final, self.vocabulary.get(final, ""), int(self.rank_of_final[s, t])]
+                row += [float(self.prob_of_final[s, t]), float(self.kl[s, t])]
+                for token, prob in zip(self.top_ids[s, t].tolist(), self.top_probs[s, t].tolist(), strict=True):
+                    row += [token, self.vocabulary.get(token, ""), prob]
+                yield tuple(row)
 
+    def _content(self, kind: str, measure: Measure) -> str | bytes:
+        if kind == "html":
+            return self.to_html()
+        if kind == "json":
+            return json_text(self.to_dict())
+        if kind == "csv":
+            return csv_text(self.csv_rows())
+        from ..report.figures import picture
 
-def check_lens_target(path: str | os.PathLike[str]) -> Path:
-    """The path, if a lens may be written there; worth asking before a long computation."""
-    target = Path(path)
-    if target.suffix not in SUFFIXES:
-        raise StatesFileError(f"cannot tell the format of {target}: its name must end in one of {', '.join(SUFFIXES)}")
-    if target.is_dir():
-        raise StatesFileError(f"{target} is a folder: name a file")
-    if not target.parent.is_dir():
-        raise StatesFileError(f"there is no folder {target.parent}: make it first, or choose another path")
-    return target
-
-
-def _plain(values: Any) -> Any:
-    if isinstance(values, list):
-        return [_plain(value) for value in values]
-    return values if math.isfinite(values) else None
+        return picture(self.plot(measure), kind)

@@ -6,7 +6,7 @@ logits exist at once, and B rows of the output matrix.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ..states import Array
 from .head import Head
 
+Progress = Callable[[str, int, int], None]  # what is being done, how many steps are done, of how many
 Doubles = npt.NDArray[np.float64]
 
 _BLOCK_VALUES = 2**23  # of the logits and of the matrix: 32 MiB each in float32
@@ -76,6 +77,7 @@ def read_blocks(
     top_k: int,
     check_rows: Array,
     check_logits: Array,
+    progress: Progress | None = None,
 ) -> Numbers:
     """All numbers of the states `normed` (S, T, E), and of `own_logits` (T, V) as one more where they are given.
 
@@ -98,6 +100,8 @@ def read_blocks(
     distance = np.zeros((n_states, n_tokens))  # mean of (final logit - logit) over the final distribution
     worst = 0.0
     for first, end in blocks(head, len(stacked) + n_tokens):
+        if progress is not None:
+            progress("multiplying with the output matrix", first, head.n_vocab)
         logits = head.logits(stacked, first, end)
         checked = logits[n_read * n_tokens :]
         if checked.size:
@@ -113,6 +117,8 @@ def read_blocks(
         for s in range(n_states):
             above[s] += ((logits[s] > of_target[s][:, None]) & ~is_target).sum(axis=-1)
             distance[s] += (weights * (logits[-1] - logits[s])).sum(axis=-1, dtype=np.float64)
+    if progress is not None:
+        progress("multiplying with the output matrix", head.n_vocab, head.n_vocab)
     largest = float(np.abs(check_logits).max(initial=0.0))
     return _numbers(known, final, log_sum.value(), top, above, of_target, distance, worst / max(largest, 1e-30))
 

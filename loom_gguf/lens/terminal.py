@@ -7,20 +7,15 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from ..plots import visible
+from ..report.labels import LABEL_LENGTH, visible
+from ..report.numbers import MISSING, fixed
+from ..report.terminal import CIVIDIS, DARK, MISSING_COLOUR, has_colour, line, panels, state_table, step
 from ..states import Array
 from .result import LensResult
 
-# Ten steps of matplotlib's cividis (CC0), which looks the same to people with and without colour blindness; from
-# step 5 on, black text can be read on it, before that white.
-_CIVIDIS = (
-    "#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838"
-)  # fmt: skip
-_DARK = 5
-_WIDEST = 16  # columns of a token: as `visible` cuts it, more only where characters are wide
+_WIDEST = LABEL_LENGTH  # columns of a token; more only where characters are wide
 _SAME = "*"  # beside a token that is the model's own choice
 
 
@@ -40,7 +35,7 @@ class _Overview:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         """The panels, each as wide as fits."""
-        result, colour = self._result, _has_colour(console, options)
+        result, colour = self._result, has_colour(console, options)
         show = _labels(options)
         yield Text(f"Logit lens of {visible(result.model)}: each state's most probable next token", style="bold")
         yield _legend(colour)
@@ -49,17 +44,17 @@ class _Overview:
         words = [show(result.read(t)) for t in range(result.n_tokens)]
         for panel in _panels(cells, words, max(options.max_width - margin, _WIDEST + 2)):
             yield Text("")
-            yield _line(f"{'state':>{margin - 9}} KL mean ", "dim")
+            yield line(f"{'state':>{margin - 9}} KL mean ", "dim")
             for s in reversed(range(len(result.labels))):
-                line = _line(f"{result.labels[s]:>{margin - 9}} {_mean(result.kl[s]):>7} ")
+                row = line(f"{result.labels[s]:>{margin - 9}} {_mean(result.kl[s]):>7} ")
                 for t, width in panel:
                     text, shade = cells[s][t]
-                    _paint(line, set_cell_size(text, width), shade, colour)
-                yield line
-            line = _line(f"{'read':>{margin - 9}} {'':>7} ")
+                    _paint(row, set_cell_size(text, width), shade, colour)
+                yield row
+            foot = line(f"{'read':>{margin - 9}} {'':>7} ")
             for t, width in panel:
-                line.append(set_cell_size(words[t], width - 1) + " ", style="bold")
-            yield line
+                foot.append(set_cell_size(words[t], width - 1) + " ", style="bold")
+            yield foot
 
 
 class _Detail:
@@ -68,19 +63,13 @@ class _Detail:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         """One row per state."""
-        result, at, colour = self._result, self._at, _has_colour(console, options)
+        result, at, colour = self._result, self._at, has_colour(console, options)
         show = _labels(options)
         final = int(result.final_ids[at])
         chosen = f"the model's own choice: '{show(result.text(final))}'" if final >= 0 else "the logits are no numbers"
-        table = Table(
-            title=f"After '{show(result.read(at))}' at position {result.positions[at]}; {chosen}",
-            title_justify="left", title_style="bold", box=None, pad_edge=False,
-        )  # fmt: skip
-        table.add_column("state", justify="right")
-        table.add_column("KL (nats)", justify="right")
-        table.add_column("its rank", justify="right")
-        table.add_column("its prob.", justify="right")
-        table.add_column("most probable tokens", no_wrap=True, overflow="ellipsis")
+        title = f"After '{show(result.read(at))}' at position {result.positions[at]}; {chosen}"
+        table = state_table(title, "state", ("KL\nnats", "its\nrank", "its\nprob."))
+        table.add_column("most probable tokens", vertical="bottom", no_wrap=True, overflow="ellipsis")
         for s in reversed(range(len(result.labels))):
             tops = Text()
             for token, prob in zip(result.top_ids[s, at].tolist(), result.top_probs[s, at].tolist(), strict=True):
@@ -91,9 +80,9 @@ class _Detail:
             rank = int(result.rank_of_final[s, at])
             table.add_row(
                 result.labels[s],
-                _number(result.kl[s, at], ".3f"),
-                f"{rank:,}" if rank else "none",
-                _number(result.prob_of_final[s, at], ".1%"),
+                fixed(result.kl[s, at], ".3f"),
+                f"{rank:,}" if rank else MISSING,
+                fixed(result.prob_of_final[s, at], ".1%"),
                 tops,
             )
         yield table
@@ -110,45 +99,30 @@ def _cell(result: LensResult, s: int, t: int, show: Callable[[str], str], colour
 
 def _panels(cells: list[list[tuple[str, float]]], words: list[str], room: int) -> list[list[tuple[int, int]]]:
     """Positions with the width of their column, in lines of at most `room` columns, at least one to a line."""
-    panels: list[list[tuple[int, int]]] = []
-    left = -1
-    for t, word in enumerate(words):
-        width = max(min(cell_len(word), _WIDEST) + 1, *(cell_len(row[t][0]) for row in cells))
-        width = min(width, room)
-        left -= width
-        if left < 0:
-            panels.append([])
-            left = room - width
-        panels[-1].append((t, width))
-    return panels
+    widths = [
+        min(max(min(cell_len(word), _WIDEST) + 1, *(cell_len(row[t][0]) for row in cells)), room)
+        for t, word in enumerate(words)
+    ]
+    return [[(t, widths[t]) for t in panel] for panel in panels(widths, room)]
 
 
-def _line(text: str, style: str = "") -> Text:
-    return Text(text, style, no_wrap=True, overflow="crop")
-
-
-def _paint(line: Text, text: str, prob: float, colour: bool) -> None:
+def _paint(row: Text, text: str, prob: float, colour: bool) -> None:
     if not colour:
-        line.append(text)
+        row.append(text)
     elif np.isnan(prob):
-        line.append(text, style="white on #e3120b")
+        row.append(text, style=f"white on {MISSING_COLOUR}")
     else:
-        step = min(int(prob * 10), 9)
-        line.append(text, style=f"{'#ffffff' if step < _DARK else '#000000'} on {_CIVIDIS[step]}")
+        row.append(text, style=f"{'#ffffff' if step(prob) < DARK else '#000000'} on {CIVIDIS[step(prob)]}")
 
 
 def _legend(colour: bool) -> Text:
-    line = Text(f"{_SAME} the model's own choice; KL(final || state): nats; ")
+    legend = Text(f"{_SAME} the model's own choice; KL(final || state): nats; ")
     if not colour:
-        return line.append("with each token its probability")
-    line.append("probability 0% ")
-    for step in range(10):
-        line.append("  ", style=f"on {_CIVIDIS[step]}")
-    return line.append(" 100%")
-
-
-def _has_colour(console: Console, options: ConsoleOptions) -> bool:
-    return console.color_system in ("256", "truecolor", "windows") and options.encoding.startswith("utf")
+        return legend.append("with each token its probability")
+    legend.append("probability 0% ")
+    for shade in range(10):
+        legend.append("  ", style=f"on {CIVIDIS[shade]}")
+    return legend.append(" 100%")
 
 
 def _labels(options: ConsoleOptions) -> Callable[[str], str]:
@@ -160,8 +134,4 @@ def _labels(options: ConsoleOptions) -> Callable[[str], str]:
 
 def _mean(values: Array) -> str:
     known = values[np.isfinite(values)]
-    return _number(float(known.mean()), ".2f") if known.size else "none"
-
-
-def _number(value: float, form: str) -> str:
-    return format(float(value), form) if np.isfinite(value) else "none"
+    return fixed(known.mean(), ".2f") if known.size else MISSING

@@ -1,73 +1,22 @@
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<link rel="icon" href="data:,">
-<title>@TITLE@</title>
-<style>
-  body { font: 15px/1.45 system-ui, sans-serif; margin: 1.2rem; color: #1a1a1a; background: #fff; }
-  h1 { font-size: 1.3rem; margin: 0 0 .2rem; }
-  p { margin: .3rem 0 .8rem; max-width: 60rem; }
-  .bar { display: flex; flex-wrap: wrap; gap: .4rem 1.6rem; align-items: center; margin: .6rem 0; }
-  .scale { display: inline-block; width: 11rem; height: 1rem; vertical-align: middle; border: 1px solid #777; }
-  .wrap { overflow: auto; max-height: 75vh; border: 1px solid #999; }
-  table { border-collapse: separate; border-spacing: 1px; font-size: .82rem; }
-  th { position: sticky; background: #fff; font-weight: 600; white-space: nowrap; padding: .15rem .45rem; z-index: 1; }
-  tbody th { left: 0; text-align: right; }
-  tfoot th { bottom: 0; }
-  tfoot th:first-child, thead th:first-child { left: 0; z-index: 2; }
-  thead th { top: 0; }
-  td { padding: 0; }
-  td button { all: unset; box-sizing: border-box; display: block; width: 100%; min-width: 3.4rem; padding: .15rem .4rem;
-    text-align: center; white-space: pre; cursor: pointer; font-family: ui-monospace, monospace; }
-  td button:hover, td button:focus-visible { outline: 3px solid #000; outline-offset: -3px; }
-  td button[aria-pressed=true] { outline: 3px solid #d00000; outline-offset: -3px; }
-  .same { font-weight: 700; text-decoration: underline; }
-  #detail { margin-top: 1rem; min-height: 12rem; }
-  #detail h2 { font-size: 1.05rem; margin: 0 0 .3rem; }
-  #detail td, #detail th { padding: .1rem .6rem; text-align: left; position: static; }
-  #detail .track { width: 16rem; background: #eee; }
-  #detail .fill { height: .9rem; background: #3b496c; }
-  code { font-family: ui-monospace, monospace; white-space: pre; background: #f0f0f0; padding: 0 .2rem; }
-</style>
-</head>
-<body>
-<h1>@TITLE@</h1>
-<p>Each cell is one hidden state read through the model's own final norm and output matrix, as if the model ended there:
-its most probable next token. Underlined: the token that the model itself finds most probable. Layers go upwards,
-positions to the right. Click a cell for more. <span id="about"></span></p>
-<div class="bar">
-  <label>colour <select id="measure">
-    <option value="prob">probability of the model's own choice</option>
-    <option value="rank">rank of the model's own choice (log scale)</option>
-    <option value="kl">KL(final || state), nats</option>
-    <option value="top">probability of the token shown</option>
-  </select></label>
-  <span><span id="low"></span> <span class="scale" id="scale"></span> <span id="high"></span> (cividis)</span>
-  <span id="bad" hidden><span class="scale" style="width:1.4rem;background:#e3120b"></span> no number (NaN or Inf)</span>
-</div>
-<div class="wrap"><table id="lens"><thead></thead><tbody></tbody><tfoot></tfoot></table></div>
-<div id="detail" aria-live="polite"></div>
-<noscript>This page needs JavaScript to draw its table. The same numbers can be had as CSV or JSON.</noscript>
-<script id="data" type="application/json">@DATA@</script>
-<script>
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const S = data.labels.length, T = data.tokens.length;
-// Ten steps of matplotlib's cividis (CC0), dark to bright.
-const cividis = [[0,34,78],[18,53,112],[59,73,108],[87,93,109],[112,113,115],[138,134,120],[165,156,116],[195,179,105],
-  [225,204,85],[254,232,56]];
+// Ten steps of the scale, dark to bright.
+const cividis = data.cividis.map(c => [1, 3, 5].map(i => parseInt(c.slice(i, i + 2), 16)));
 const name = id => id < 0 ? "no number" : data.shown[id];
-const number = (x, digits) => x === null ? "none" : x.toFixed(digits);
-const percent = x => x === null ? "none" : (100 * x).toFixed(1) + "%";
+const number = (x, digits) => x === null ? "-" : x.toFixed(digits);
+const percent = x => x === null ? "-" : (100 * x).toFixed(1) + "%";
 const el = (tag, text, cls) => { const e = document.createElement(tag); if (text !== undefined) e.textContent = text;
   if (cls) e.className = cls; return e; };
 
 function colour(x) {
   const at = Math.min(Math.max(x, 0), 1) * 9, i = Math.min(Math.floor(at), 8), f = at - i;
   return cividis[i].map((c, j) => Math.round(c + f * (cividis[i + 1][j] - c)));
+}
+// Black or white, whichever has the higher contrast (WCAG 2).
+function inkOn(rgb) {
+  const [r, g, b] = rgb.map(c => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#000" : "#fff";
 }
 function largest(rows) { let m = 0; for (const row of rows) for (const x of row) if (x !== null && x > m) m = x; return m; }
 // An embedding is so much further off than any layer that layers would all look alike.
@@ -114,10 +63,10 @@ function paint() {
   let bad = false;
   for (let s = 0; s < S; s++) for (let t = 0; t < T; t++) {
     const x = measure.of(s, t), style = cells[s][t].style;
-    if (x === null) { bad = true; style.background = "#e3120b"; style.color = "#fff"; continue; }
-    const [r, g, b] = colour(x);
-    style.background = `rgb(${r},${g},${b})`;
-    style.color = 0.299 * r + 0.587 * g + 0.114 * b > 127 ? "#000" : "#fff";
+    if (x === null) { bad = true; style.background = data.missing; style.color = "#fff"; continue; }
+    const rgb = colour(x);
+    style.background = `rgb(${rgb})`;
+    style.color = inkOn(rgb);
   }
   document.getElementById("low").textContent = measure.low;
   document.getElementById("high").textContent = measure.high;
@@ -136,7 +85,7 @@ function detail(s, t) {
   const head = el("h2", `${state}, position ${data.positions[t]}, after `);
   head.append(el("code", data.read[t]));
   const about = el("p", "The model's own choice ");
-  about.append(el("code", name(data.final_ids[t])), ` has rank ${data.rank_of_final[s][t] || "none"} and probability ` +
+  about.append(el("code", name(data.final_ids[t])), ` has rank ${data.rank_of_final[s][t] || "-"} and probability ` +
     `${percent(data.prob_of_final[s][t])} here; KL(final || state) is ${number(data.kl_nats[s][t], 4)} nats.`);
   const table = el("table");
   data.top_ids[s][t].forEach((id, i) => {
@@ -157,6 +106,3 @@ build();
 document.getElementById("measure").addEventListener("change", paint);
 paint();
 detail(S - 1, T - 1);
-</script>
-</body>
-</html>
