@@ -396,18 +396,18 @@ def test_a_terminal_gets_a_table(capsys, monkeypatch, file):
         assert "…" not in out.replace(file, "")
 
 
-def test_output_and_format(capsys, tmp_path, file):
+def test_out_and_format(capsys, tmp_path, file):
     folder = tmp_path / "report"
-    assert main(["analyze", file, "--output", str(folder)]) == 0
+    assert main(["analyze", file, "--out", str(folder)]) == 0
     assert {path.name for path in folder.iterdir()} == FILES
     assert capsys.readouterr().err.startswith(f"wrote 9 files to {folder}: report.html, ")
-    assert main(["analyze", file, "--output", str(tmp_path / "x"), "--format", "json", "--format", "csv"]) == 0
+    assert main(["analyze", file, "--out", str(tmp_path / "x"), "--format", "json", "--format", "csv"]) == 0
     assert {path.name for path in (tmp_path / "x").iterdir()} == {"report.json", "report.csv"}
 
 
 def test_models_and_files_side_by_side(capsys, tmp_path, file):
     arguments = ["analyze", "demo", LLAMA, file, "--prompt", "the fox", "--threads", "1"]
-    assert main([*arguments, "--output", str(tmp_path / "x"), "--format", "html,json"]) == 0
+    assert main([*arguments, "--out", str(tmp_path / "x"), "--format", "html,json"]) == 0
     found = json.loads((tmp_path / "x" / "report.json").read_text())
     assert [each["name"] for each in found["analyses"]] == ["demo", LLAMA, file]
     for each in found["analyses"]:
@@ -433,19 +433,22 @@ def test_prompts_from_a_file(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["demo"], "demo is a model and needs something to read: give --prompt TEXT or --prompts-file"),
+        (["demo"], "demo is a model and needs something to read: give --prompt TEXT, --prompts-file or --tokens"),
         (["nowhere.gguf", "--prompt", "a"], "no model 'nowhere.gguf'"),
         (["nowhere.safetensors"], "there is no file nowhere.safetensors"),
         (["demo", "--prompts-file", "empty.txt"], "empty.txt has no prompts: write one to a line"),
         (["demo", "--prompts-file", "latin.txt"], "latin.txt is not text in UTF-8"),
         (["demo", "--prompts-file", "nowhere.txt"], "No such file or directory: nowhere.txt"),
         (["demo", "--prompt", "a", "--skip-first", "99"], "none at a position from 99 on"),
-        (["demo", "--prompt", "a", "--output", "empty.txt"], "the folder empty.txt cannot be made"),
+        (["demo", "--prompt", "a", "--out", "taken"], "the folder taken cannot be made"),
+        (["demo", "--prompt", "a", "--out", "x.pdf"], "must end in .html, .png, .svg, .json or .csv"),
+        (["demo", "--tokens", "5,9999"], "9999"),
     ],
 )
 def test_errors(capsys, tmp_path, arguments, text):
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "taken").write_text("")
     err = failed(capsys, ["analyze", *arguments])
     assert err.startswith("loom-gguf: error: ")
     assert err.count("\n") == 1

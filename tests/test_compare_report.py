@@ -68,7 +68,7 @@ def printed(comparison, width=160):
 def test_the_table_has_a_line_per_state_and_says_where_they_part(found):
     text = printed(found)
     for label in ("embedding", "layer 0", "layer 1", "layer 2", "final"):
-        assert re.search(rf"│ {label} +│", text)
+        assert re.search(rf"^{label} +[\d.]", text, re.MULTILINE)
     assert f"{found.median_error[2]:#.3g}" in text
     assert f"{found.max_error[2]:#.3g}" in text
     assert "They part at embedding, the first hidden state where a relative error exceeds 0.05" in text
@@ -205,7 +205,7 @@ def test_a_threshold_of_0_and_only_nan(tmp_path):
     nothing = Comparison(**{**vars(comparison), "errors": np.full((2, 1), np.nan), "threshold": 0.0})
     for suffix in SUFFIXES:
         nothing.save(tmp_path / f"x.{suffix}")
-    assert "no number" in printed(nothing)
+    assert re.search(r"^layer 0 +- +- +- ", printed(nothing), re.MULTILINE)
 
 
 @pytest.mark.parametrize(
@@ -234,21 +234,36 @@ def test_the_command_prints_the_table_and_writes_what_is_asked_for(capsys, tmp_p
     assert main(["compare", LLAMA, Q4, *how, "--out", *paths]) == 0
     out, err = capsys.readouterr()
     wanted = compare(shared("llama"), shared("llama-q4_0"), tokens=[TOKENS, [1, 2]])
-    assert f"{wanted.median_error[2]:#.3g}" in out
-    assert "They part at embedding" in out
+    assert out.replace("\t", ",") == (tmp_path / "x.csv").read_text()
+    assert "They part at embedding" in err
     assert err.count("wrote ") == 5
     assert sorted(os.listdir(tmp_path)) == sorted(f"x.{suffix}" for suffix in SUFFIXES)
     report = json.loads((tmp_path / "x.json").read_text())
     np.testing.assert_array_equal([row["relative_error"] for row in report["rows"]], wanted.errors.T)
 
 
+def test_a_terminal_gets_the_table(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    for columns in (80, 160):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        assert main(["compare", LLAMA, Q4, "--tokens", "1,2", *ON_ONE_THREAD]) == 0
+        out = re.sub("\x1b\\[[0-9;]*m", "", capsys.readouterr().out)
+        assert "…" not in out
+        assert max(map(len, out.splitlines())) <= columns
+        assert "They part at embedding" in out
+    assert main(["compare", LLAMA, LLAMA, "--tokens", "1,2", "--out", "folder", *ON_ONE_THREAD]) == 0
+    assert sorted(os.listdir("folder")) == sorted(f"report.{suffix}" for suffix in SUFFIXES)
+
+
 def test_each_side_can_be_opened_in_its_own_way(capsys):
     how = ["--prompt", "a b", "c", "--prompt", "d", "--b-precision", "exact", "--a-gpu-layers", "0", "--json"]
+    how += ["--b-device", "cpu"]
     assert main(["compare", LLAMA, LLAMA, *how, *ON_ONE_THREAD]) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["a"]["precision"], report["b"]["precision"]) == ("fast", "exact")
     assert report["a"]["n_gpu_layers"] == 0
     assert "n_gpu_layers" not in report["b"]
+    assert (report["a"].get("device"), report["b"]["device"]) == (None, "cpu")
     assert {row["prompt"] for row in report["rows"]} == {0, 1, 2}
     assert report["first_difference"] == "0"
     assert report["first_parting"] is None
@@ -275,7 +290,7 @@ def test_a_file_of_states_and_a_model(capsys, tmp_path, shared):
     states = shared("llama", precision="fast").forward(TOKENS, Capture.all_layers() | Capture.names(["result_output"]))
     states.save(tmp_path / "x.safetensors")
     assert main(["compare", str(tmp_path / "x.safetensors"), LLAMA, *ON_ONE_THREAD]) == 0
-    assert "identical" in capsys.readouterr().out
+    assert "identical" in capsys.readouterr().err
 
 
 def test_wrong_usage(capsys, tmp_path):
@@ -288,4 +303,4 @@ def test_wrong_usage(capsys, tmp_path):
     assert "threshold" in failed(capsys, LLAMA, LLAMA, "--threshold", "nan")
     assert "no model" in failed(capsys, LLAMA, "none.gguf")
     assert "list of token ids" in failed(capsys, LLAMA, LLAMA, "--tokens", "a,b", status=2)
-    assert "not allowed with" in failed(capsys, LLAMA, LLAMA, "--tokens", "1", "--prompt", "x", status=2)
+    assert "--tokens is not allowed with" in failed(capsys, LLAMA, LLAMA, "--tokens", "1", "--prompt", "x", status=2)

@@ -443,8 +443,12 @@ def test_the_table_fits(demo, width):
 # -- the command ------------------------------------------------------------------------------------------------
 
 
-def test_the_command(tmp_path, capsys):
-    assert main(["lens", "demo", "One morning a fox", "--threads", "1", "--out", "x.html", "--out", "x.json"]) == 0
+COMMAND = ["lens", "demo", "One morning a fox", "--threads", "1"]
+
+
+def test_a_terminal_gets_tables(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert main([*COMMAND, "--out", "x.html", "--out", "x.json"]) == 0
     out, err = capsys.readouterr()
     assert "embedding" in out
     assert "After '␣fox' at position 4" in out
@@ -452,7 +456,32 @@ def test_the_command(tmp_path, capsys):
     assert json.loads((tmp_path / "x.json").read_text())["labels"][0] == "embedding"
 
 
-def test_the_command_on_a_file_of_states(tmp_path, capsys):
+def test_a_pipe_gets_every_number(tmp_path, capsys):
+    assert main([*COMMAND, "--out", "folder", "--format", "csv,json"]) == 0
+    out, _ = capsys.readouterr()
+    assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == ["report.csv", "report.json"]
+    rows = [list(csv.reader(io.StringIO(text), delimiter=by)) for text, by in (
+        (out, "\t"), ((tmp_path / "folder" / "report.csv").read_text(), ","))]  # fmt: skip
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == 1 + 10 * 5
+    assert main([*COMMAND, "--json"]) == 0
+    assert capsys.readouterr().out == (tmp_path / "folder" / "report.json").read_text()
+
+
+def test_token_ids_are_read_as_they_are(capsys, llama):
+    assert main(["lens", str(FIDELITY / "llama.gguf"), "--tokens", "3,1,4", "--json", "--threads", "1"]) == 0
+    assert json.loads(capsys.readouterr().out)["tokens"] == [3, 1, 4]
+
+
+def test_progress_ends_where_all_is_done(llama):
+    seen = []
+    lens(llama, [1, 2], progress=lambda *step: seen.append(step))
+    assert seen[0] == ("reading", 0, 1)
+    assert seen[-1][1:] == (llama.n_vocab, llama.n_vocab)
+
+
+def test_the_command_on_a_file_of_states(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     assert main(["run", "demo", "One morning", "--max-tokens", "3", "--out", "s.safetensors", "--threads", "1"]) == 0
     assert main(["lens", "demo", "--states", "s.safetensors", "--layers", "0,-1", "--position", "0", "--top-k", "2",
                  "--threads", "1"]) == 0  # fmt: skip
@@ -466,6 +495,7 @@ def test_the_command_on_a_file_of_states(tmp_path, capsys):
     [
         (["demo"], "PROMPT"),
         (["demo", "x", "--states", "y.npz"], "not both"),
+        (["demo", "x", "--tokens", "1"], "not both"),
         (["demo", "x", "--out", "lens.pdf"], ".html"),
         (["demo", "x", "--out", "no/lens.png"], "no folder"),
         (["demo", "x", "--position", "99"], "no row 99"),

@@ -23,7 +23,9 @@ def add_parser(commands: Any) -> None:
         description="Read the same tokens with A and B, and compare every hidden state and the logits: relative error "
         "|a - b| / |a| and cosine of each layer, agreement of the most probable next token and KL(A||B) in nats, and "
         "the first layer where they part. A and B are models, or files of states (.safetensors or .npz) from "
-        "`loom-gguf run --out` or from PyTorch. A is XX
+        "`loom-gguf run --out` or from PyTorch. A is the reference. Without prompts, a few short texts that "
+        "come with the package are read. A terminal gets a table, a pipe or file every number in columns separated by "
+        "tabs, with the findings on stderr.",
         epilog="Example: loom-gguf compare model-f16.gguf model-q4_k_m.gguf --prompt 'Once upon a time' "
         "--out report.html",
     )

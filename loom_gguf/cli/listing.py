@@ -9,7 +9,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LoomError
-from .output import console, printable, size_text
+from ..report.labels import printable
+from .output import console, size_text
 
 if TYPE_CHECKING:
     from ..library import Entry, Place

@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from .output import abbreviated, count_text, printable, size_text
+from ..report.labels import printable
+from .output import abbreviated, count_text, size_text
 
 if TYPE_CHECKING:
     from ..gguf_file import GGUFFile

@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 from ..errors import ModelNotFoundError
-from .output import printable
+from ..report.labels import printable
 
 _ORDER = "a file's path, demo, our own store, $LOOM_MODELS_DIR, Ollama, Hugging Face's cache, LM Studio"
 

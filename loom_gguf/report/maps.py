@@ -149,7 +149,7 @@ def draw_map(
             image, ax=axes, pad=0.01, fraction=0.25 / width, aspect=12, extend="max" if beyond else "neither"
         )
         bar.set_label(scale.replace(" (", "\n(", 1))  # in two lines: the bar is low where layers are few
-        bar.outline.set_edgecolor(theme.ink)  # type: ignore[operator]
+        bar.outline.set_edgecolor(theme.ink)
         finish_axes(bar.ax, theme)
         axes.set_xlabel("token read at each position")
         axes.set_ylabel(ylabel)
