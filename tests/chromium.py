@@ -13,7 +13,7 @@ import select
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,49 @@ class Page:
     value: Any = None  # of the expression that was asked for
 
 
-def open_page(path: Path, *, dark: bool = False, width: int = 1280, expression: str = "document.title") -> Page:
-    """Open a file as a person would; skips the test, in words, where there is no Chromium."""
+# The contrast (WCAG 2) of every text of the page and its pictures to the background it stands on, lowest first.
+CONTRASTS = """
+(() => {
+  const rgba = c => { const n = c.match(/[\\d.]+/g).map(Number); return n.length < 4 ? [...n, 1] : n; };
+  const light = c => c.slice(0, 3).map(v => (v /= 255) <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+  const ground = e => { for (; e; e = e.parentElement) { const c = rgba(getComputedStyle(e).backgroundColor);
+    if (c[3] > 0) return c; } return [255, 255, 255, 1]; };
+  const found = [];
+  const texts = "h1, h2, h3, p, li, td, th, small, dt, dd, span, label, select, button, code, summary, pre, svg text";
+  for (const e of document.querySelectorAll(texts)) {
+    if (!e.textContent.trim() || !e.getClientRects().length) continue;
+    const style = getComputedStyle(e), drawn = e.namespaceURI.endsWith("svg");
+    const [a, b] = [light(rgba(drawn ? style.fill : style.color)), light(ground(e))].sort((x, y) => y - x);
+    found.push([(a + .05) / (b + .05), e.textContent.trim().slice(0, 30)]);
+  }
+  return found.sort((x, y) => x[0] - y[0]);
+})()
+"""
+
+
+def open_page(path: Path, **how: Any) -> Page:
+    """Open a file as a person would, in a browser of its own; see `open_pages`."""
+    with open_pages() as opened:
+        return opened(path, **how)
+
+
+@contextlib.contextmanager
+def open_pages() -> Iterator[Callable[..., Page]]:
+    """What opens files in one browser, (path, dark, width, expression, shot) to a Page.
+
+    Skips the test, in words, where there is no Chromium.
+    """
     if PROGRAM is None:
         pytest.skip("no Chromium here: install Debian's chromium, or any that is on the PATH")
     with tempfile.TemporaryDirectory() as profile, _browser(profile) as browser:
-        return browser.visit(path.resolve().as_uri(), dark=dark, width=width, expression=expression)
+
+        def opened(
+            path: Path, *, dark: bool = False, width: int = 1280, expression: str = "document.title", shot: bool = True
+        ) -> Page:
+            return browser.visit(path.resolve().as_uri(), dark=dark, width=width, expression=expression, shot=shot)
+
+        yield opened
 
 
 @contextlib.contextmanager
@@ -82,7 +119,7 @@ class _Browser:
         self._to, self._back, self._buffer, self._id = to, back, b"", 0
         self._events: list[dict[str, Any]] = []
 
-    def visit(self, url: str, *, dark: bool, width: int, expression: str) -> Page:
+    def visit(self, url: str, *, dark: bool, width: int, expression: str, shot: bool) -> Page:
         target = self.ask("Target.createTarget", url="about:blank")["targetId"]
         session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
 
@@ -103,10 +140,12 @@ class _Browser:
         ask("Runtime.evaluate", expression=frames, awaitPromise=True)
         page = Page()
         page.value = ask("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
-        shot = ask("Page.captureScreenshot", format="png", captureBeyondViewport=True)
-        page.screenshot = base64.b64decode(shot["data"])
+        if shot:
+            answer = ask("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+            page.screenshot = base64.b64decode(answer["data"])
         for event in self._events:
             _note(page, event["method"], event["params"])
+        self.ask("Target.closeTarget", targetId=target)
         return page
 
     def ask(self, method: str, session: str | None = None, **params: Any) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def printed(comparison, width=160):
 def test_the_table_has_a_line_per_state_and_says_where_they_part(found):
     text = printed(found)
     for label in ("embedding", "layer 0", "layer 1", "layer 2", "final"):
-        assert re.search(rf"^{label} +[\d.]", text, re.MULTILINE)
+        assert re.search(rf"^ *{label} +[\d.]", text, re.MULTILINE)
     assert f"{found.median_error[2]:#.3g}" in text
     assert f"{found.max_error[2]:#.3g}" in text
     assert "They part at embedding, the first hidden state where a relative error exceeds 0.05" in text
@@ -174,7 +174,7 @@ def test_html_shows_texts_as_texts(tmp_path):
     assert "b" not in page.tags
     assert "script" not in page.tags
     assert "<b>&.gguf" in page.text
-    assert "<script>alert(1)</script>" in page.text
+    assert "<script>alert(1…" in page.text
     assert made()._repr_html_().lstrip().startswith("<section")
 
 
@@ -205,7 +205,7 @@ def test_a_threshold_of_0_and_only_nan(tmp_path):
     nothing = Comparison(**{**vars(comparison), "errors": np.full((2, 1), np.nan), "threshold": 0.0})
     for suffix in SUFFIXES:
         nothing.save(tmp_path / f"x.{suffix}")
-    assert re.search(r"^layer 0 +- +- +- ", printed(nothing), re.MULTILINE)
+    assert re.search(r"^ *layer 0 +- +- +- ", printed(nothing), re.MULTILINE)
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from ..analysis import Analysis
     from ..analysis.measuring import Progress
 
-_WIDE = 97  # columns of a terminal that the whole table needs
-
 # Field of LayerReport -> head of its column.
 _COLUMNS = {
     "d_eff_pca90": "D_eff\npca90",
@@ -123,8 +121,11 @@ def _print(analyses: list[Analysis]) -> None:
     out = console()
     names = list(_COLUMNS)
     for analysis in analyses:
-        for columns in [names] if out.width >= _WIDE else [names[:6], names[6:]]:
-            out.print(_table(analysis, columns))
+        tables = [_table(analysis, names)]
+        if out.measure(tables[0]).maximum > out.width:
+            tables = [_table(analysis, names[:6]), _table(analysis, names[6:])]
+        for table in tables:
+            out.print(table)
         out.print(_whole(analysis))
     out.print(
         "D_eff: effective dimensions, by the definition that is named. β: D_eff of the state below over this one's; β "

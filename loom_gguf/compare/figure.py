@@ -97,9 +97,9 @@ def _divergences(axes: Axes, c: Comparison, theme: Theme) -> None:
     if np.isfinite(mean) and mean > 0:
         axes.axhline(mean, color=theme.soft, ls=":", label=f"mean {number(mean)} nats")
     for start in np.flatnonzero(np.diff(c.prompts)):
-        axes.axvline(start + 0.5, color=theme.grid, lw=0.8, zorder=0)
+        axes.axvline(start + 0.5, color=theme.soft, lw=0.6, zorder=0)
     axes.set_xlabel(
-        "row (token read), all prompts after one another" + ("; grey lines part them" if c.prompts[-1] else "")
+        "row (token read), all prompts after one another" + ("; upright lines part them" if c.prompts[-1] else "")
     )
     axes.set_ylabel("KL(A||B)\n(nats, log scale)")
     axes.margins(x=0.02)
@@ -119,7 +119,8 @@ def _log_axis(axes: Axes, values: list[Floats]) -> float:
     zeros = bool((everything <= 0).any())
     axes.set_yscale("log")
     axes.set_ylim(floor / 2 if zeros else low / 1.5, high * 2)
-    axes.yaxis.set_major_locator(LogLocator(numticks=8))
+    narrow = high < low * 100  # too few powers of ten to read values from
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,), numticks=8))
     if zeros:
         ticks = [floor, *(tick for tick in axes.yaxis.get_major_locator()() if floor * 3 < tick <= high * 2)]
         axes.set_yticks(ticks)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..report.figures import PAPER, Theme
+from ..report.labels import visible
 from ..report.numbers import number
 from ..report.page import PAGE, inline_svg, render
 from ..report.page import page as whole_page
@@ -71,4 +72,4 @@ def _token(c: Comparison, token: int) -> str:
     if token < 0:
         return "no number"
     text = c.texts.get(token)
-    return str(token) if text is None else f"{text!r} ({token})"
+    return str(token) if text is None else f"{visible(text)} ({token})"

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..files import StrPath
 from ..report.files import csv_text, json_text, save_report
-from ..report.labels import printable, state_name
+from ..report.labels import printable, state_name, visible
 from ..report.numbers import number, plain
 from .result import Comparison, SideFacts
 
@@ -87,7 +87,7 @@ def _where(c: Comparison, row: int) -> str:
     token = int(c.tokens[row])
     text = c.texts.get(token)
     prompt = f"prompt {c.prompts[row]}, " if c.prompts[-1] else ""
-    return f"{prompt}position {c.positions[row]}, token {token}" + ("" if text is None else f" {text!r}")
+    return f"{prompt}position {c.positions[row]}, token {token}" + ("" if text is None else f" '{visible(text)}'")
 
 
 def cosine_text(cosine: float) -> str:

@@ -68,24 +68,34 @@ class _Detail:
         final = int(result.final_ids[at])
         chosen = f"the model's own choice: '{show(result.text(final))}'" if final >= 0 else "the logits are no numbers"
         title = f"After '{show(result.read(at))}' at position {result.positions[at]}; {chosen}"
-        table = state_table(title, "state", ("KL\nnats", "its\nrank", "its\nprob."))
-        table.add_column("most probable tokens", vertical="bottom", no_wrap=True, overflow="ellipsis")
-        for s in reversed(range(len(result.labels))):
-            tops = Text()
-            for token, prob in zip(result.top_ids[s, at].tolist(), result.top_probs[s, at].tolist(), strict=True):
-                if token >= 0:
-                    text = f"{show(result.text(token))}{_SAME if token == final else ''}"
-                    _paint(tops, f" {text} {prob:.1%} ", prob, colour)
-                    tops.append(" ")
-            rank = int(result.rank_of_final[s, at])
-            table.add_row(
-                result.labels[s],
-                fixed(result.kl[s, at], ".3f"),
-                f"{rank:,}" if rank else MISSING,
-                fixed(result.prob_of_final[s, at], ".1%"),
-                tops,
-            )
+        heads = ("KL\nnats", "its\nrank", "its\nprob.")
+        states = list(reversed(range(len(result.labels))))
+        rows = [(result.labels[s], *self._numbers(s)) for s in states]
+        widths = [max(map(len, column)) for column in zip(("state", "nats", "rank", "prob."), *rows, strict=True)]
+        room = options.max_width - sum(width + 2 for width in widths) - 2
+        table = state_table(title, "state", heads)
+        table.add_column("most probable tokens", vertical="bottom", no_wrap=True)
+        for s, row in zip(states, rows, strict=True):
+            table.add_row(*row, self._tops(s, final, show, colour, room))
         yield table
+
+    def _numbers(self, s: int) -> tuple[str, str, str]:
+        result, at = self._result, self._at
+        rank = int(result.rank_of_final[s, at])
+        prob = fixed(result.prob_of_final[s, at], ".1%")
+        return fixed(result.kl[s, at], ".3f"), f"{rank:,}" if rank else MISSING, prob
+
+    def _tops(self, s: int, final: int, show: Callable[[str], str], colour: bool, room: int) -> Text:
+        """As many of the state's tokens as have room, at least one."""
+        result, at, tops = self._result, self._at, Text()
+        for token, prob in zip(result.top_ids[s, at].tolist(), result.top_probs[s, at].tolist(), strict=True):
+            text = f" {show(result.text(token))}{_SAME if token == final else ''} {prob:.1%} "
+            if token < 0 or (tops and tops.cell_len + cell_len(text) > room):
+                break
+            _paint(tops, text, prob, colour)
+            tops.append(" ")
+        tops.rstrip()
+        return tops
 
 
 def _cell(result: LensResult, s: int, t: int, show: Callable[[str], str], colour: bool) -> tuple[str, float]:
