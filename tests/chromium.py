@@ -30,7 +30,7 @@ class Page:
 
     requests: list[str] = field(default_factory=list)  # every URL that it asked for, itself first
     problems: list[str] = field(default_factory=list)  # errors and warnings on the console, failed loads, exceptions
-    screenshot: bytes = b""  # PNG of the whole page
+    screenshot: bytes = b""  # PNG
     value: Any = None  # of the expression that was asked for
 
 
@@ -65,6 +65,8 @@ def open_page(path: Path, **how: Any) -> Page:
 def open_pages() -> Iterator[Callable[..., Page]]:
     """What opens files in one browser, (path, dark, width, expression, shot) to a Page.
 
+    shot: a picture of the whole "page", of the "window", or none ("").
+
     Skips the test, in words, where there is no Chromium.
     """
     if PROGRAM is None:
@@ -72,7 +74,7 @@ def open_pages() -> Iterator[Callable[..., Page]]:
     with tempfile.TemporaryDirectory() as profile, _browser(profile) as browser:
 
         def opened(
-            path: Path, *, dark: bool = False, width: int = 1280, expression: str = "document.title", shot: bool = True
+            path: Path, *, dark: bool = False, width: int = 1280, expression: str = "document.title", shot: str = "page"
         ) -> Page:
             return browser.visit(path.resolve().as_uri(), dark=dark, width=width, expression=expression, shot=shot)
 
@@ -119,7 +121,7 @@ class _Browser:
         self._to, self._back, self._buffer, self._id = to, back, b"", 0
         self._events: list[dict[str, Any]] = []
 
-    def visit(self, url: str, *, dark: bool, width: int, expression: str, shot: bool) -> Page:
+    def visit(self, url: str, *, dark: bool, width: int, expression: str, shot: str) -> Page:
         target = self.ask("Target.createTarget", url="about:blank")["targetId"]
         session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
 
@@ -141,7 +143,7 @@ class _Browser:
         page = Page()
         page.value = ask("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
         if shot:
-            answer = ask("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+            answer = ask("Page.captureScreenshot", format="png", captureBeyondViewport=shot == "page")
             page.screenshot = base64.b64decode(answer["data"])
         for event in self._events:
             _note(page, event["method"], event["params"])

@@ -60,3 +60,10 @@ def shared() -> Iterator[OpenModel]:
 def llama(shared: OpenModel) -> Model:
     """The F32 Llama in exact mode."""
     return shared("llama")
+
+
+@pytest.fixture
+def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few dots and one panel of twelve in pages: for tests to which it does not matter how a picture looks."""
+    monkeypatch.setattr("loom_gguf.report.figures.DPI", 30)
+    monkeypatch.setattr("loom_gguf.analysis.html.PANELS", ("norm_percentile_50",))

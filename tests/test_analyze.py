@@ -15,8 +15,10 @@ from make_golden_analysis import PROMPTS, TARGET, run
 from loom_gguf import Capture, Model, NotCapturedError, PromptError, States, StatesError, StatesFileError
 from loom_gguf.analysis import MEASURES, TextStates, analyze, analyze_states
 from loom_gguf.analysis.export import csv_text, write_report
+from loom_gguf.analysis.figures import token_map
 from loom_gguf.analysis.html import differences, html_report
 from loom_gguf.cli import main
+from loom_gguf.report.figures import picture
 from loom_gguf.states import NodeValues, Roles
 
 LLAMA = str(Path(__file__).parent / "fidelity" / "llama.gguf")
@@ -233,6 +235,7 @@ def test_constant_rows_and_zeros():
     assert math.isnan(layers["1"].beta_energy)
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_nan_is_counted_and_stays_in_its_layer(tmp_path):
     def spoil(arrays):
         arrays["1"][2, 3] = np.nan
@@ -319,6 +322,7 @@ def test_json_and_csv_have_every_number(demo, tmp_path):
     assert [row["text"] for row in rows[::10]] == ["all", "1", "2"]
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_the_same_bytes_again(tmp_path, file):
     analysis = analyze(file)
     written = write_report([analysis], tmp_path / "a" / "b", ["html", "json", "csv"])
@@ -338,6 +342,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 
 @pytest.mark.filterwarnings("error")
+@pytest.mark.usefixtures("small_pictures")
 def test_any_text_and_name_in_a_report(tmp_path):
     texts = ["<script>alert(1)</script>", "$x^$", "\udcff", "中文", "\x00", "_a", "&amp;", "\n" * 3]
     states = made(len(texts))
@@ -349,15 +354,21 @@ def test_any_text_and_name_in_a_report(tmp_path):
     assert "\x00" not in page
 
 
-@pytest.mark.parametrize("n_tokens", [1, 300])
-def test_pictures_of_any_length(tmp_path, n_tokens):
-    names = {path.name for path in write_report([analyze(made(n_tokens, n_layer=60))], tmp_path, ["png"])}
-    assert names == {"measures.png", "tokens-turn.png", "tokens-norm.png"}
+@pytest.mark.usefixtures("small_pictures")
+@pytest.mark.parametrize(("n_tokens", "n_layer"), [(1, 60), (300, 2)])
+def test_maps_of_any_size(n_tokens, n_layer):
+    analysis = analyze(made(n_tokens, n_layer))
+    figure = token_map(analysis, analysis.texts[0], "norm")
+    assert max(figure.get_size_inches()) <= 26
+    assert figure.axes[0].images[0].get_array().shape == (n_layer + 2, n_tokens)
+    assert len(figure.axes[0].get_xticklabels()) <= 100
+    assert picture(figure, "png")
 
 
-def test_one_state_alone_has_no_turns(tmp_path):
+@pytest.mark.usefixtures("small_pictures")
+def test_one_state_alone_has_no_turns():
     only = analyze(made(n_layer=1, embedding=False, final=False))
-    assert {path.name for path in write_report([only], tmp_path, ["svg"])} == {"measures.svg", "tokens-norm.svg"}
+    assert token_map(only, only.texts[0], "turn") is None
     assert "Token by token" in html_report([only])
 
 
@@ -396,15 +407,19 @@ def test_a_terminal_gets_a_table(capsys, monkeypatch, file):
         assert "…" not in out.replace(file, "")
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_out_and_format(capsys, tmp_path, file):
     folder = tmp_path / "report"
-    assert main(["analyze", file, "--out", str(folder)]) == 0
+    single = tmp_path / "one.csv"
+    assert main(["analyze", file, "--out", str(folder), str(single)]) == 0
+    assert single.read_bytes() == (folder / "report.csv").read_bytes()
     assert {path.name for path in folder.iterdir()} == FILES
-    assert capsys.readouterr().err.startswith(f"wrote 9 files to {folder}: report.html, ")
+    assert f"\nwrote 9 files to {folder}: report.html, " in capsys.readouterr().err
     assert main(["analyze", file, "--out", str(tmp_path / "x"), "--format", "json", "--format", "csv"]) == 0
     assert {path.name for path in (tmp_path / "x").iterdir()} == {"report.json", "report.csv"}
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_models_and_files_side_by_side(capsys, tmp_path, file):
     arguments = ["analyze", "demo", LLAMA, file, "--prompt", "the fox", "--threads", "1"]
     assert main([*arguments, "--out", str(tmp_path / "x"), "--format", "html,json"]) == 0

@@ -371,6 +371,7 @@ def test_json_and_csv_hold_every_number(demo, tmp_path):
     assert float(last["prob_of_final"]) == pytest.approx(float(demo.prob_of_final[-1, -1]))
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_what_is_no_number_is_null(demo, tmp_path):
     broken = replace(demo, kl=np.full_like(demo.kl, np.nan), rank_of_final=np.zeros_like(demo.rank_of_final))
     assert {x for row in broken.to_dict()["kl_nats"] for x in row} == {None}
@@ -390,6 +391,7 @@ def test_the_page_is_one_file_and_safe(demo, tmp_path):
     assert json.loads(body)["labels"] == demo.labels
 
 
+@pytest.mark.usefixtures("small_pictures")
 @pytest.mark.parametrize("measure", ["prob", "rank", "kl"])
 def test_pictures(demo, tmp_path, measure):
     if measure == "prob":  # the same numbers give the same file

@@ -56,7 +56,7 @@ def opened():
 def test_nothing_leaves_the_machine_and_nothing_is_complained_about(pages, opened, name, dark):
     what = "document.querySelectorAll"
     expression = f"[{CONTRASTS.strip()}, {what}('main svg').length, {what}('td').length, document.title]"
-    page = opened(pages[name], dark=dark, expression=expression)
+    page = opened(pages[name], dark=dark, expression=expression, shot="window")
     assert page.requests[0] == pages[name].as_uri()
     assert all(url.startswith("data:image/png") for url in page.requests[1:])
     assert page.problems == []
@@ -71,7 +71,7 @@ def test_nothing_leaves_the_machine_and_nothing_is_complained_about(pages, opene
 
 @pytest.mark.parametrize("name", PAGES)
 def test_narrow_windows_scroll_tables_not_the_page(pages, opened, name):
-    page = opened(pages[name], width=360, expression="document.documentElement.scrollWidth", shot=False)
+    page = opened(pages[name], width=360, expression="document.documentElement.scrollWidth", shot="")
     assert page.value == pytest.approx(360, abs=20)
 
 
@@ -89,7 +89,7 @@ def test_every_cell_of_the_lens_can_be_asked(pages, opened):
       }
       return found;
     })()"""
-    cells = opened(pages["lens"], expression=expression, shot=False).value
+    cells = opened(pages["lens"], expression=expression, shot="").value
     assert len(cells) % (4 * 10) == 0
     assert all(coloured for coloured, _, _ in cells)
     assert {n for _, n, _ in cells} == {0, 5}

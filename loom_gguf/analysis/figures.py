@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..report.figures import PAPER, Theme, finish_axes, glyphs, legend_label, new_figure, styled
+from ..report.figures import PAPER, Theme, finish_axes, glyphs, legend_label, log_ticks, new_figure, styled
 from ..report.labels import short_name, token_labels
 from ..report.maps import LayerMap, Measure, draw_layer_map, layer_map
 from .report import MEASURES, Analysis, TextReport
@@ -76,6 +76,7 @@ def _draw_curve(axes: Axes, analyses: Sequence[Analysis], measure: str, theme: T
     unit = MEASURES[measure].unit
     if norm and known and min(known) > 0:
         axes.set_yscale("log")
+        log_ticks(axes.yaxis, narrow=max(known) < 100 * min(known))
         unit += ", log scale"
     elif measure in ("sparsity", "n_outliers") and not any(known):
         axes.set_ylim(-0.05, 1.0)  # a line along the bottom, not through the middle of nothing

@@ -122,7 +122,7 @@ def _print(analyses: list[Analysis]) -> None:
     names = list(_COLUMNS)
     for analysis in analyses:
         tables = [_table(analysis, names)]
-        if out.measure(tables[0]).maximum > out.width:
+        if out.measure(tables[0], options=out.options.update(width=1000)).maximum > out.width:
             tables = [_table(analysis, names[:6]), _table(analysis, names[6:])]
         for table in tables:
             out.print(table)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..analysis import Floats
-from ..report.figures import PAPER, Theme, drawable, finish_axes, new_figure, styled
+from ..report.figures import PAPER, Theme, drawable, finish_axes, log_ticks, new_figure, styled
 from ..report.labels import state_name
 from ..report.numbers import number
 from .report import side_text
@@ -110,7 +110,7 @@ def _divergences(axes: Axes, c: Comparison, theme: Theme) -> None:
 
 def _log_axis(axes: Axes, values: list[Floats]) -> float:
     """Make y logarithmic; 0, which it has no place for, gets the place that is returned, with a tick of its own."""
-    from matplotlib.ticker import FuncFormatter, LogLocator
+    from matplotlib.ticker import FuncFormatter
 
     everything = np.concatenate([part.ravel() for part in values])
     positive = everything[np.isfinite(everything) & (everything > 0)]
@@ -119,16 +119,12 @@ def _log_axis(axes: Axes, values: list[Floats]) -> float:
     zeros = bool((everything <= 0).any())
     axes.set_yscale("log")
     axes.set_ylim(floor / 2 if zeros else low / 1.5, high * 2)
-    narrow = high < low * 100  # too few powers of ten to read values from
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,), numticks=8))
+    log_ticks(axes.yaxis, narrow=high < low * 100)
     if zeros:
         ticks = [floor, *(tick for tick in axes.yaxis.get_major_locator()() if floor * 3 < tick <= high * 2)]
         axes.set_yticks(ticks)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: "0" if y <= floor * 1.01 else f"{y:.3g}"))
         axes.minorticks_off()
-    else:
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.3g}"))
-        axes.yaxis.set_minor_formatter(lambda *_: "")
     return float(floor)
 
 

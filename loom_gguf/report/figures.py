@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 FONT = "DejaVu Sans"  # comes with matplotlib, so pictures look alike everywhere
@@ -93,6 +94,15 @@ def finish_axes(axes: Axes, theme: Theme = PAPER, *, box: bool = False) -> None:
     axes.tick_params(which="both", colors=theme.ink, grid_color=theme.grid, labelsize=8, labelfontfamily=FONT)
     for side, spine in axes.spines.items():
         spine.set_visible(box or side in ("left", "bottom"))
+
+
+def log_ticks(axis: Axis, *, narrow: bool = False) -> None:
+    """Numbers in full on a logarithmic axis, not powers of ten; narrow: too few of these to read values from."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,), numticks=8))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def drawable(text: str) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from .figures import MAX_INCHES, PAPER, Theme, finish_axes, new_figure, styled
+from .figures import MAX_INCHES, PAPER, Theme, finish_axes, log_ticks, new_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -126,6 +126,7 @@ def draw_map(
     norm: matplotlib's, with its ends set. colours: name of a colour map. scale: what the colours mean, with the unit.
     """
     from matplotlib import colormaps
+    from matplotlib.colors import LogNorm
 
     n_rows, n_tokens = values.shape
     width = min(max(cell_inches * n_tokens + 2.6, 6.5), MAX_INCHES)
@@ -149,6 +150,8 @@ def draw_map(
             image, ax=axes, pad=0.01, fraction=0.25 / width, aspect=12, extend="max" if beyond else "neither"
         )
         bar.set_label(scale.replace(" (", "\n(", 1))  # in two lines: the bar is low where layers are few
+        if isinstance(norm, LogNorm):
+            log_ticks(bar.ax.yaxis, narrow=norm(1.0 if norm.vmin is None else norm.vmin * 100) > 1)
         bar.outline.set_edgecolor(theme.ink)
         finish_axes(bar.ax, theme)
         axes.set_xlabel("token read at each position")
