@@ -377,6 +377,18 @@ def test_the_parsers_are_quick_to_load():
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
+def test_importing_loads_nothing_that_draws_or_fits():
+    code = """if True:
+        import sys
+        import loom_gguf, loom_gguf.analysis, loom_gguf.compare, loom_gguf.lens
+        from loom_gguf.cli import main
+        main(["--help"])
+        heavy = {"matplotlib", "pandas", "scipy", "sklearn"} & set(sys.modules)
+        assert not heavy, heavy
+    """
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
 def test_show_does_without_matplotlib_and_demo_without_pyplot(tmp_path):
     code = """if True:
         import sys

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,7 +43,7 @@ def body(comparison: Comparison, theme: Theme = PAPER) -> Markup:
         n_rows=f"{len(c.tokens):,}",
         n_prompts=int(c.prompts[-1]) + 1,
         findings=list(findings(c)),
-        picture=inline_svg(figure(c, theme, title=False), "comparison"),
+        picture=inline_svg(figure(c, theme, title=False), f"comparison-{zlib.crc32(c.errors.tobytes()):08x}"),
         columns=COLUMNS,
         rows=list(zip(c.states, table_rows(c), strict=True)),
         parting=c.first_parting,
