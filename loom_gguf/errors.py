@@ -26,6 +26,7 @@ LoomError
 │   ├── LayerRangeError         no such layer
 │   ├── UnknownNodeError        no such node in the graph
 │   ├── CaptureUnsupportedError this model or node cannot be captured so
+│   │   └── AttentionUnsupportedError  attention weights, in a context that cannot have them
 │   ├── CaptureMemoryError      no memory for the captured rows
 │   └── RowMismatchError        the graph did not give one row per token: nothing is returned
 └── StatesError
@@ -36,6 +37,7 @@ LoomError
 from __future__ import annotations
 
 __all__ = [
+    "AttentionUnsupportedError",
     "CaptureError",
     "CaptureMemoryError",
     "CaptureUnsupportedError",
@@ -176,6 +178,10 @@ class UnknownNodeError(CaptureError, KeyError):
 
 class CaptureUnsupportedError(CaptureError):
     """This model, or this node, cannot be captured in the way that was asked for."""
+
+
+class AttentionUnsupportedError(CaptureUnsupportedError):
+    """Attention weights are wanted of a context with flash attention, or of one that several sequences share."""
 
 
 class CaptureMemoryError(CaptureError, MemoryError):

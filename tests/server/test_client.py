@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ollama
 import pytest
-import uvicorn
 from fakes import FakeManager, FakeRunner
+from serving import serving, until
 
 from loom_gguf.server import create_app
 from loom_gguf.server.models import Models
@@ -22,20 +20,8 @@ from loom_gguf.settings import ServerSettings
 
 @pytest.fixture
 def address(manager: FakeManager, folder: Path) -> Iterator[str]:
-    app = create_app(Models(folder), manager, ServerSettings())
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
-    listening = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    until = time.monotonic() + 20
-    while not server.started and time.monotonic() < until:
-        time.sleep(0.01)
-    host, port = listening.getsockname()
-    yield f"http://{host}:{port}"
-    server.should_exit = True
-    thread.join(20)
-    assert not thread.is_alive()
-    listening.close()
+    with serving(create_app(Models(folder), manager, ServerSettings())) as address:
+        yield address
     assert manager.closed
 
 
@@ -134,8 +120,8 @@ def test_who_goes_away_frees_the_runner(address: str, runner: FakeRunner, manage
     with socket.create_connection((host, int(port))) as connection:
         head = b"POST /api/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
         connection.sendall(head + body)
-        _until(lambda: manager.in_use == 1)
-    _until(lambda: manager.in_use == 0 and runner.closed == 1)
+        until(lambda: manager.in_use == 1)
+    until(lambda: manager.in_use == 0 and runner.closed == 1)
 
 
 def test_who_goes_away_in_the_middle_frees_the_runner(
@@ -146,11 +132,4 @@ def test_who_goes_away_in_the_middle_frees_the_runner(
         assert part.response == "x"
         break
     client.close()
-    _until(lambda: manager.in_use == 0 and runner.closed == 1)
-
-
-def _until(condition: Any) -> None:
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    until(lambda: manager.in_use == 0 and runner.closed == 1)
