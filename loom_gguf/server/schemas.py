@@ -145,6 +145,7 @@ class Record(TypedDict):
     next_token_id: NotRequired[int]  # generate: the token that was produced
     encoding: NotRequired[Literal["base64"]]
     scale: NotRequired[Any]  # int8: one per row or per block of it; value = data * scale; null: it had NaN or Inf
+    scale_block: NotRequired[int]  # int8: values per scale, where not a whole row; a row's last block may be shorter
     saturated: NotRequired[int]  # float16: values beyond +-65504 that became +-65504
     dtype: NotRequired[str]  # where the numbers are of no type that `compression` tells, e.g. "int32"
     whole: NotRequired[bool]  # true: the node has no rows, and `shape` is [1, ...its own dimensions]
