@@ -14,7 +14,10 @@ INVALID_HIDDEN = "Invalid hidden state configuration"
 BUSY = "server busy, please try again.  maximum pending requests exceeded"  # as Ollama says it, to the letter
 TOO_LONG = "the input length exceeds the context length"
 # One context cannot be both quick for many and tell attention weights: whoever starts the server decides.
-NO_ATTENTION = "attention weights can be had only of a server started with --parallel 1 --precision exact"
+NO_ATTENTION = (
+    "attention weights (kq-*, kq_*) can be had only of a server started with --parallel 1 --precision exact; elsewhere "
+    "no name or glob in `nodes` may mean them"
+)
 
 
 class RequestError(Exception):

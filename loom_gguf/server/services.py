@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
+from ..errors import ModelNotFoundError
 from ..requests import LoadParams
 from ..settings import ServerSettings
 from .interfaces import ManagerLike
@@ -26,11 +27,24 @@ class Services:
     models: Models
     manager: ManagerLike
     settings: ServerSettings
+    _found: dict[str, tuple[Entry, Facts]] = field(default_factory=dict)  # by name, what find() found
 
     async def find(self, name: str) -> tuple[Entry, Facts]:
-        """A model and what its file says; ModelNotFoundError where there is none."""
-        entry = await asyncio.to_thread(self.models.find, name)
-        return entry, await asyncio.to_thread(self.models.facts, entry.path)
+        """A model and what its file says; ModelNotFoundError where there is none.
+
+        A model whose file was deleted is there as long as it is loaded, which needs no file any more.
+        """
+        try:
+            entry = await asyncio.to_thread(self.models.find, name)
+            found = self._found[name] = entry, await asyncio.to_thread(self.models.facts, entry.path)
+        except ModelNotFoundError:
+            loaded = {model.path for model in self.manager.loaded()}
+            for gone in [gone for gone, (entry, _) in self._found.items() if entry.path not in loaded]:
+                del self._found[gone]
+            if name not in self._found:
+                raise
+            found = self._found[name]
+        return found
 
     def load_params(self, entry: Entry, facts: Facts, options: Options) -> LoadParams:
         """How to load it."""

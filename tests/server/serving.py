@@ -70,8 +70,12 @@ class Stream:
         """Ask, and wait for the status."""
         host, _, port = address.removeprefix("http://").partition(":")
         self._connection = http.client.HTTPConnection(host, int(port), timeout=HANGS)
-        self._connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
-        self._answer = self._connection.getresponse()
+        try:
+            self._connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+            self._answer = self._connection.getresponse()
+        except BaseException:
+            self._connection.close()
+            raise
         self.status = self._answer.status
         self.content_type = self._answer.headers["Content-Type"]
 

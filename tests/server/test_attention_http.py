@@ -68,12 +68,12 @@ def test_weights_of_a_request_after_another_one() -> None:
 @pytest.mark.parametrize("settings", [{"parallel": 4}, {"parallel": 1, "precision": "fast"}, {"precision": "fast"}])
 def test_elsewhere_the_refusal_says_how_to_start_the_server(settings: dict[str, Any]) -> None:
     with real_server(FIDELITY, **settings) as real:
-        for nodes in (["kq_soft_max-0"], ["kq_soft_max-*"], ["l_out-1", "kq_soft_max-2"]):
+        for nodes in (["kq_soft_max-0"], ["kq-2", "l_out-1"], ["kq_soft_max-*"], ["l_out-1", "kq_soft_max-2"]):
             for stream in (True, False):
                 asked = body(nodes=nodes) | {"stream": stream}
                 status, (told,) = real.post("/api/generate", asked)
                 assert status == 400
-                assert told["error"].startswith("Invalid hidden state configuration: attention weights")
+                assert told["error"].startswith("Invalid hidden state configuration: attention weights (kq-*, kq_*)")
                 assert "--parallel 1 --precision exact" in told["error"]
                 assert told["detail"]
         assert real.post("/api/generate", body(nodes=["l_out-1"]))[0] == 200
