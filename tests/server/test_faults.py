@@ -25,10 +25,8 @@ from loom_gguf.runner import Runner
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
 
-MUCH = {
-    "nodes": ["*_norm-*", "*ffn*", "*cur-*", "*_out-*"],
-    "layers": [],
-}  # so much that who does not read it soon has his sequence wait
+# So much that the sequence soon waits where nobody reads: of llama's 512 tokens 20 MB.
+MUCH = {"nodes": ["*_norm-*", "*ffn*", "*cur-*", "*_out-*"], "layers": []}
 DIED = "the process of the model llama.gguf ended"
 
 
@@ -142,12 +140,13 @@ def test_killed_in_mid_stream(real: Real) -> None:
 
 def test_ollamas_client_is_told_of_a_death_in_mid_stream(real: Real) -> None:
     with ollama.Client(real.address) as client:
-        parts = client.generate("demo", "A fox", raw=True, stream=True)
-        assert next(parts).response
-        os.kill(runner_of(real, "demo").pid, signal.SIGKILL)
+        # generate() itself has no field for expose_hidden, without which the answer could be over before the kill.
+        parts = client._request(ollama.GenerateResponse, "POST", "/api/generate", json=endless(), stream=True)
+        assert next(parts).done is False
+        os.kill(runner_of(real).pid, signal.SIGKILL)
         with pytest.raises(ollama.ResponseError, match="next request loads it again"):
             list(parts)
-        assert client.generate("demo", "A fox", raw=True, options={"num_predict": 2}).done
+        assert client.generate("llama", "A fox", raw=True, options={"num_predict": 2}).done
 
 
 # -- clients that leave, clients that do not read ------------------------------------------------------------------
@@ -243,8 +242,8 @@ def test_who_does_not_read_costs_no_memory_and_nobody_time() -> None:
             assert (status, lines[-1]["eval_count"]) == (200, 80)
             grown = max(grown, resident() - before[0], resident(pid) - before[1])
         assert runner_of(real).n_requests == n_stalled
-        # What they have not read, some 150 MB, is nowhere.
-        assert grown < n_stalled * n_bytes / 3
+        # What they have not read, 170 MB of JSON or 70 MB of float32, is nowhere.
+        assert grown < n_stalled * n_bytes / 7
         stack.close()
         until(lambda: runner_of(real).n_requests == 0)
 
