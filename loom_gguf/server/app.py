@@ -34,8 +34,9 @@ def create_app(models: Models, manager: ManagerLike, settings: ServerSettings) -
     app = FastAPI(title="loom_gguf", lifespan=lifespan, openapi_url=None, redirect_slashes=False)
     app.state.services = Services(models, manager, settings)
     app.include_router(ollama.router())
-    for kind in (LoomError, RequestError, Exception):
+    for kind in (LoomError, RequestError):
         app.add_exception_handler(kind, _on_error)
+    app.add_exception_handler(Exception, _on_unexpected)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_middleware(Guards, settings=settings)
     return app
@@ -43,6 +44,13 @@ def create_app(models: Models, manager: ManagerLike, settings: ServerSettings) -
 
 async def _on_error(request: Request, error: Exception) -> Response:
     return error_response(error)
+
+
+async def _on_unexpected(request: Request, error: Exception) -> Response:
+    response = error_response(error)
+    # Starlette raises it again, for which uvicorn closes the connection: without a word the client would use it again.
+    response.headers["Connection"] = "close"
+    return response
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
