@@ -9,6 +9,7 @@
 from .capture import Capture
 from .catalog import Node
 from .errors import (
+    AttentionUnsupportedError,
     CaptureError,
     CaptureMemoryError,
     CaptureUnsupportedError,
@@ -57,6 +58,7 @@ from .states import States
 __version__ = "0.1.0"
 
 __all__ = [
+    "AttentionUnsupportedError",
     "Capture",
     "CaptureError",
     "CaptureMemoryError",

@@ -16,7 +16,7 @@ from .capture import Capture
 from .catalog import Catalog, Selection
 from .compression import CompressedRows, Kind, compress_rows
 from .errors import (
-    CaptureUnsupportedError,
+    AttentionUnsupportedError,
     ContextError,
     ContextFullError,
     DecodeError,
@@ -131,7 +131,7 @@ class Context:
         """
         found = [self.selection(capture, n_tokens) for n_tokens in (1, 2)]
         if found[0].per_cell and self._memory is not None and len(self._free_sequences) + len(self._open_sequences) > 1:
-            raise CaptureUnsupportedError(
+            raise AttentionUnsupportedError(
                 "attention weights can be told apart only in a context of one sequence: open the model with one"
             )
         return any(node.token_axis is None for selection in found for node in selection.nodes)
@@ -216,7 +216,7 @@ class Context:
     def _need_cells_in_order(self, batch: Batch) -> None:
         """Cells are positions only while a sequence has the cache for itself: llama.cpp fills gaps that others left."""
         if self._memory is not None and any(int(s) not in self._alone for s in np.unique(batch.sequences)):
-            raise CaptureUnsupportedError(
+            raise AttentionUnsupportedError(
                 "attention weights can be told apart only while a sequence has the context for itself: finish or "
                 "close() other generations on this model before starting this one"
             )

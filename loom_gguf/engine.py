@@ -223,9 +223,10 @@ class Engine:
             if self._closing:
                 tokens.close()
                 raise ModelClosedError("this model is being unloaded; ask again")
-            if len(self._waiting) >= self._max_waiting:
+            n_waiting = self._count_waiting()
+            if n_waiting >= self._max_waiting:
                 tokens.close()
-                raise EngineBusyError(f"{len(self._waiting)} requests wait for this model already; try again later")
+                raise EngineBusyError(f"{n_waiting} requests wait for this model already; try again later")
             self._waiting.append(running)
         self._notify()
         return stream
@@ -258,6 +259,12 @@ class Engine:
     def n_waiting(self) -> int:
         """Jobs in the queue."""
         return len(self._waiting)
+
+    def _count_waiting(self) -> int:
+        """Jobs in the queue that the next turn neither drops nor gives a sequence; may be negative."""
+        running = [slot.running for slot in self._slots]
+        free = sum(each is None or each.stream.cancelled for each in running)
+        return sum(not each.stream.cancelled for each in self._waiting) - free
 
     def _notify(self) -> None:
         with self._changed:

@@ -35,6 +35,7 @@ LoomError
 │   ├── LayerRangeError         no such layer
 │   ├── UnknownNodeError        no such node in the graph
 │   ├── CaptureUnsupportedError this model or node cannot be captured so
+│   │   └── AttentionUnsupportedError  attention weights, in a context that cannot have them
 │   ├── CaptureMemoryError      no memory for the captured rows
 │   └── RowMismatchError        the graph did not give one row per token: nothing is returned
 ├── LensUnsupportedError        how this model makes its logits is not understood, so no lens
@@ -50,6 +51,7 @@ LoomError
 from __future__ import annotations
 
 __all__ = [
+    "AttentionUnsupportedError",
     "CaptureError",
     "CaptureMemoryError",
     "CaptureUnsupportedError",
@@ -247,6 +249,10 @@ class CaptureUnsupportedError(CaptureError):
     """This model, or this node, cannot be captured in the way that was asked for."""
 
 
+class AttentionUnsupportedError(CaptureUnsupportedError):
+    """Attention weights are wanted of a context with flash attention, or of one that several sequences share."""
+
+
 class CaptureMemoryError(CaptureError, MemoryError):
     """Memory for the captured rows could not be had."""
 
@@ -257,6 +263,8 @@ class RowMismatchError(CaptureError):
 
 class LensUnsupportedError(LoomError):
     """How this model turns its last layer into logits is not understood, so other layers cannot be read that way."""
+
+
 class ComparisonError(LoomError, ValueError):
     """Two models or captures cannot be compared."""
 

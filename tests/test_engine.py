@@ -153,11 +153,38 @@ def test_more_jobs_than_sequences_wait_their_turn():
 
 def test_too_many_waiting():
     engine, _ = fake_engine(parallel=1, max_waiting=2)
-    streams = [engine.submit(job([1])), engine.submit(job([1]))]
+    first = engine.submit(job([1]))
+    engine.turn()
+    streams = [first, engine.submit(job([1])), engine.submit(job([1]))]
     with pytest.raises(EngineBusyError, match="2 requests"):
         engine.submit(job([1]))
     run(engine)
-    assert [text(s) for s in streams] == ["abcd"] * 2
+    assert [text(s) for s in streams] == ["abcd"] * 3
+
+
+def test_who_was_cancelled_waits_no_more():
+    """Also before a turn, for which there may be no occasion: the reader of the only sequence stands still."""
+    engine, _ = fake_engine(parallel=1, max_waiting=1)
+    engine.submit(job([1]))
+    engine.turn()
+    for _ in range(3):
+        engine.submit(job([2])).cancel()
+    last = engine.submit(job([3]))
+    with pytest.raises(EngineBusyError, match="1 requests"):
+        engine.submit(job([4]))
+    run(engine)
+    assert text(last) == "abcd"
+
+
+def test_who_gets_a_sequence_in_the_next_turn_does_not_wait():
+    engine, _ = fake_engine(parallel=3, max_waiting=1)
+    streams = [engine.submit(job([i])) for i in range(4)]
+    with pytest.raises(EngineBusyError):
+        engine.submit(job([5]))
+    streams[0].cancel()
+    streams.append(engine.submit(job([6])))
+    run(engine)
+    assert [text(s) for s in streams[1:]] == ["abcd"] * 4
 
 
 def test_a_known_beginning_is_not_computed_again():

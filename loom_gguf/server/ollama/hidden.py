@@ -188,6 +188,8 @@ class Hidden:
         if rows.scales is not None:
             record["compression"] = "int8"
             record["scale"] = np.ascontiguousarray(rows.scales).ravel()
+            if rows.scale_block:  # which the number of scales alone does not tell, where the last block is short
+                record["scale_block"] = rows.scale_block
         elif data.dtype == np.float16:
             record["compression"] = "float16"
             record["saturated"] = rows.saturated
