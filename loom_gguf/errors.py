@@ -28,6 +28,10 @@ LoomError
 │   ├── CaptureUnsupportedError this model or node cannot be captured so
 │   ├── CaptureMemoryError      no memory for the captured rows
 │   └── RowMismatchError        the graph did not give one row per token: nothing is returned
+├── ProbeError
+│   ├── LabelsError             labels or groups on which no probe can be fitted and tested
+│   └── LabelledFileError       a file of labelled texts cannot be read
+├── MissingPackageError         an optional package is not installed
 └── StatesError
     ├── NotCapturedError        states do not hold what is asked of them
     └── StatesFileError         a file of states cannot be written or read
@@ -48,8 +52,11 @@ __all__ = [
     "EngineBusyError",
     "EngineVersionError",
     "GrammarError",
+    "LabelledFileError",
+    "LabelsError",
     "LayerRangeError",
     "LoomError",
+    "MissingPackageError",
     "ModelClosedError",
     "ModelLoadError",
     "ModelNotFoundError",
@@ -57,6 +64,7 @@ __all__ = [
     "NotCapturedError",
     "NotGGUFError",
     "NotGenerativeError",
+    "ProbeError",
     "PromptError",
     "PromptTooLongError",
     "RowMismatchError",
@@ -184,6 +192,22 @@ class CaptureMemoryError(CaptureError, MemoryError):
 
 class RowMismatchError(CaptureError):
     """The graph did not give exactly one row per token and node; no row is returned rather than a wrong one."""
+
+
+class ProbeError(LoomError, ValueError):
+    """Base of what can go wrong with a probe."""
+
+
+class LabelsError(ProbeError):
+    """No probe can be fitted and tested on these labels, groups or features."""
+
+
+class LabelledFileError(ProbeError):
+    """A file of labelled texts cannot be read."""
+
+
+class MissingPackageError(LoomError, ImportError):
+    """This needs a package that loom_gguf does not install by itself."""
 
 
 class StatesError(LoomError):
