@@ -21,7 +21,7 @@ def optional(module: str, purpose: str) -> Any:
     """Import a module of an optional package; `purpose` begins the error where it is not installed."""
     top = module.partition(".")[0]
     try:
-        return importlib.import_module(module)
+        importlib.import_module(top)
     except ModuleNotFoundError as error:
         if error.name != top:  # the package is there and lacks something of its own
             raise
@@ -29,3 +29,4 @@ def optional(module: str, purpose: str) -> Any:
         raise MissingPackageError(
             f"{purpose} needs {package}: pip install {package}, or install loom_gguf with its extra [study]", name=top
         ) from None
+    return importlib.import_module(module)

@@ -103,7 +103,7 @@ def _stacked(states: States, nodes: Iterable[str] | None) -> tuple[list[str], li
     odd = next((label for label, width in widths.items() if len(width) != 1), None)
     if odd is not None:
         raise StatesError(
-            f"one row of {odd} has the shape {widths[odd]}, a table needs a plain vector: use states[...]"
+            f"a row of {odd} has the shape {widths[odd]}, but a table needs vectors: use states[{odd!r}]"
         )
     if len(set(widths.values())) > 1:
         told = ", ".join(f"{label} {width[0]}" for label, width in widths.items())
