@@ -102,9 +102,7 @@ def _stacked(states: States, nodes: Iterable[str] | None) -> tuple[list[str], li
     widths = {label: array.shape[1:] for label, array in rows.items()}
     odd = next((label for label, width in widths.items() if len(width) != 1), None)
     if odd is not None:
-        raise StatesError(
-            f"a row of {odd} has the shape {widths[odd]}, but a table needs vectors: use states[{odd!r}]"
-        )
+        raise StatesError(f"a row of {odd} has the shape {widths[odd]}, but a table needs vectors: use states[{odd!r}]")
     if len(set(widths.values())) > 1:
         told = ", ".join(f"{label} {width[0]}" for label, width in widths.items())
         raise StatesError(f"the rows differ in width ({told}): make one table for each, with nodes=[...]")
