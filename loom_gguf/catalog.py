@@ -36,6 +36,15 @@ class Node:
     computed: bool  # False: in a branch of the graph that was not taken; it cannot be captured
     memory: bool  # a view of the KV cache or other memory that outlives the pass
 
+    def __repr__(self) -> str:
+        """Key, operation, type and shape."""
+        return f"<Node {self.key}: {self.op}, {self.dtype} [{', '.join(map(str, self.shape))}]>"
+
+    def _repr_html_(self) -> str:
+        from .notebook import node_html
+
+        return node_html(self)
+
     @property
     def cell_axis(self) -> int | None:
         """The dimension of its rows (rows first) that counts cells of the cache: attention scores and weights."""

@@ -96,6 +96,11 @@ class CompressedStates(Mapping[str, CompressedRows]):
             f"<CompressedStates: {self.kind}, {len(self)} nodes, {len(self.tokens)} rows, {self.nbytes / 1e6:.1f} MB>"
         )
 
+    def _repr_html_(self) -> str:
+        from .notebook import compressed_html
+
+        return compressed_html(self)
+
     @property
     def outline(self) -> States:
         """The same nodes, tokens, positions and roles as States, without their numbers."""

@@ -42,6 +42,10 @@ LoomError
 ├── ComparisonError             two sides that cannot be compared
 │   ├── DifferentTokensError    other token ids, or other vocabularies
 │   └── DifferentModelsError    other widths or numbers of layers
+├── ProbeError
+│   ├── LabelsError             labels or groups on which no probe can be fitted and tested
+│   └── LabelledFileError       a file of labelled texts cannot be read
+├── MissingPackageError         an optional package is not installed
 └── StatesError
     ├── NotCapturedError        states do not hold what is asked of them
     ├── MeasureError            numbers that a measure is not defined for
@@ -69,11 +73,14 @@ __all__ = [
     "EngineVersionError",
     "ForeignEngineError",
     "GrammarError",
+    "LabelledFileError",
+    "LabelsError",
     "LayerRangeError",
     "LensUnsupportedError",
     "LoomError",
     "ManifestError",
     "MeasureError",
+    "MissingPackageError",
     "MissingPartError",
     "ModelClosedError",
     "ModelLoadError",
@@ -83,6 +90,7 @@ __all__ = [
     "NotCapturedError",
     "NotGGUFError",
     "NotGenerativeError",
+    "ProbeError",
     "PromptError",
     "PromptTooLongError",
     "RowMismatchError",
@@ -275,6 +283,22 @@ class DifferentTokensError(ComparisonError):
 
 class DifferentModelsError(ComparisonError):
     """The two sides have other widths or numbers of layers."""
+
+
+class ProbeError(LoomError, ValueError):
+    """Base of what can go wrong with a probe."""
+
+
+class LabelsError(ProbeError):
+    """No probe can be fitted and tested on these labels, groups or features."""
+
+
+class LabelledFileError(ProbeError):
+    """A file of labelled texts cannot be read."""
+
+
+class MissingPackageError(LoomError, ImportError):
+    """This needs a package that loom_gguf does not install by itself."""
 
 
 class StatesError(LoomError):
