@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from .. import __version__
 from ..errors import LoomError
-from . import ollama
+from . import loom, ollama
 from .documented import document
 from .errors import RequestError, dialect_of, told
 from .guards import Guards
@@ -38,6 +38,7 @@ def create_app(services: Services) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.services = services
+    app.include_router(loom.router())  # before Ollama's, which ends with all of /v1/ that nobody answers
     app.include_router(ollama.router())
     app.add_api_route("/openapi.json", _openapi, methods=["GET"], include_in_schema=False, response_model=None)
     for kind in (LoomError, RequestError, Exception):
