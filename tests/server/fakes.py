@@ -164,8 +164,9 @@ class FakeManager:
         return None
 
     async def unload(self, path: Path) -> bool:
+        known = any(model.path == path for model in self.loaded())
         self.unloaded.append(path)
-        return True
+        return known
 
     async def close(self) -> None:
         self.closed = True
