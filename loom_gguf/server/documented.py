@@ -63,5 +63,7 @@ def document(app: FastAPI) -> dict[str, Any]:
     schemas = made.setdefault("components", {}).setdefault("schemas", {})
     for operations in made["paths"].values():
         for operation in operations.values():
-            schemas |= operation.pop(_SCHEMAS, {})
+            for name, schema in operation.pop(_SCHEMAS, {}).items():
+                if schemas.setdefault(name, schema) != schema:
+                    raise ValueError(f"two schemas are called {name}: rename one of the classes")
     return made

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from ..documented import add
 from . import batch, embedding, generation, health, loaders, models, streaming
-from .schemas import BatchBody, EmbedBatchBody, EmbedBody, GenerateBody, LoadBody, StreamBody
+from .schemas import BatchBody, EmbedBatchBody, LoadBody, LoomEmbedBody, LoomGenerateBody, StreamBody
 
 
 def router() -> APIRouter:
@@ -19,11 +19,11 @@ def router() -> APIRouter:
     add(routes, "DELETE", "/models/{model_id:path}", models.unload)
     add(routes, "GET", "/loaders", loaders.listed)
     add(routes, "GET", "/loaders/probe/{model_id:path}", loaders.probe)
-    add(routes, "POST", "/generate", generation.generate, body=GenerateBody)
-    add(routes, "POST", "/v1/generate", generation.generate, body=GenerateBody)
+    add(routes, "POST", "/generate", generation.generate, body=LoomGenerateBody)
+    add(routes, "POST", "/v1/generate", generation.generate, body=LoomGenerateBody)
     add(routes, "POST", "/generate/stream", streaming.stream, body=StreamBody, answers=streaming.EVENT_STREAM)
     add(routes, "POST", "/generate/batch", batch.generate, body=BatchBody)
-    add(routes, "POST", "/embed", embedding.embed, body=EmbedBody)
+    add(routes, "POST", "/embed", embedding.embed, body=LoomEmbedBody)
     add(routes, "POST", "/embed/batch", embedding.embed_batch, body=EmbedBatchBody)
-    add(routes, "POST", "/analyze", embedding.analyze, body=EmbedBody)
+    add(routes, "POST", "/analyze", embedding.analyze, body=LoomEmbedBody)
     return routes

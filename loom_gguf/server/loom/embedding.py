@@ -16,14 +16,14 @@ from ..errors import RequestError
 from ..http import Json, gone, read, unless_gone
 from ..running import Use, embedding
 from ..services import services
-from .schemas import EmbedBatchBody, EmbedBody, EmbeddingMetadata, EmbeddingRequest
+from .schemas import EmbedBatchBody, EmbeddingMetadata, EmbeddingRequest, LoomEmbedBody
 
 _ZERO = 1e-6  # values below count as zero in `sparsity`
 
 
 async def embed(request: Request) -> Response:
     """POST /embed."""
-    body = await read(request, EmbedBody)
+    body = await read(request, LoomEmbedBody)
     done = await _embedded(request, body, [body.text], None)
     if done is None:
         return gone()
@@ -51,7 +51,7 @@ async def embed_batch(request: Request) -> Response:
 
 async def analyze(request: Request) -> Response:
     """POST /analyze."""
-    body = await read(request, EmbedBody)
+    body = await read(request, LoomEmbedBody)
     done = await _embedded(request, body, [body.text], None)
     if done is None:
         return gone()

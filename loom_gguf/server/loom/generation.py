@@ -18,14 +18,14 @@ from ..http import Json, gone, read, unless_gone
 from ..running import Event, Loaded, Use, generating
 from ..services import Services, services
 from .hidden import Budget, Hidden
-from .schemas import GenerateBody, Generated, GenerationMetadata, GenerationRequest
+from .schemas import Generated, GenerationMetadata, GenerationRequest, LoomGenerateBody
 
 _TOP_K = 50  # transformers' own default, which The Loom leaves as it is
 
 
 async def generate(request: Request) -> Response:
     """POST /generate and /v1/generate."""
-    body = await read(request, GenerateBody)
+    body = await read(request, LoomGenerateBody)
     found = services(request)
     use = await use_of(request, found, body)
     answer = Answer(found, use, body, body.prompt, Budget(found.settings.max_answer))

@@ -45,7 +45,13 @@ def pick(models: Models, name: str, quantization: str | None) -> Entry:
     if not fitting:
         there = ", ".join(f"{name} ({told[0]})" for name, told in said.items())
         raise RequestError(400, f"quantization: there is no {quantization!r:.40} of this model; there are {there}")
-    return min(fitting, key=lambda entry: (_bare(entry.name) != _bare(name), _rank(said[entry.name][0]), entry.name))
+
+    def order(entry: Entry) -> tuple[bool, bool, int, str]:
+        """What the name says counts more than what is in the file: a mixture may be mostly of another type."""
+        first = said[entry.name][0]
+        return not _is_meant(wanted, first), _bare(entry.name) != _bare(name), _rank(first), entry.name
+
+    return min(fitting, key=order)
 
 
 def _bare(name: str) -> str:

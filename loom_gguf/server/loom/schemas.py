@@ -22,7 +22,7 @@ Format = Literal["list", "base64"]
 class _Request(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", protected_namespaces=())
 
-    model: str  # a name that /api/tags lists
+    model: Annotated[str, Field(min_length=1)]  # a name that /api/tags lists
 
 
 class GenerationRequest(_Request):
@@ -39,7 +39,7 @@ class GenerationRequest(_Request):
     loader: str | None = None  # no effect: GGUF files have one loader
 
 
-class GenerateBody(GenerationRequest):
+class LoomGenerateBody(GenerationRequest):
     """POST /generate and /v1/generate."""
 
     prompt: str  # plain text: no chat template
@@ -66,7 +66,7 @@ class EmbeddingRequest(_Request):
     loader: str | None = None  # no effect
 
 
-class EmbedBody(EmbeddingRequest):
+class LoomEmbedBody(EmbeddingRequest):
     """POST /embed and /analyze."""
 
     text: str
