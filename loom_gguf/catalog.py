@@ -206,8 +206,8 @@ class Topology:
 
     def _refuse_attention(self, pattern: str) -> None:
         """Say why there are no attention weights, where they are meant."""
-        scores = ("kq-", "kq_")
-        if not pattern.startswith((*scores, "*kq_", "*soft_max")) or any(n.startswith(scores) for n in self._by_name):
+        meant = pattern.startswith(("kq-", "kq_", "*kq_", "*soft_max"))
+        if not meant or all(node.op != "FLASH_ATTN_EXT" for node in self.nodes):
             return
         raise AttentionUnsupportedError(
             f"there is no node {pattern!r}: attention weights are computed apart only without flash attention; open "

@@ -422,7 +422,7 @@ class Engine:
         states = _captured(mine, job, single=True) if mine is not None else None
         position = len(slot.cells) - 1
         running.stream.put(
-            Token(choice.token_id, text, running.index, position, states, choice.logprob, choice.top_logprobs)
+            Token(choice.token_id, text, running.index, position, states, choice.logprob, choice.top_logprobs, reason)
         )
         running.index += 1
         if reason:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from .. import __version__
 from ..errors import LoomError
-from . import ollama, openai
+from . import loom, ollama, openai
 from .documented import document
 from .errors import RequestError, dialect_of, told
 from .guards import Guards
@@ -38,8 +38,8 @@ def create_app(services: Services) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.services = services
-    app.include_router(ollama.router())
-    app.include_router(openai.router())
+    for api in (ollama, openai, loom):
+        app.include_router(api.router())
     app.add_api_route("/openapi.json", _openapi, methods=["GET"], include_in_schema=False, response_model=None)
     for kind in (LoomError, RequestError):
         app.add_exception_handler(kind, _on_error)

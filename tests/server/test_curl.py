@@ -26,9 +26,10 @@ pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command = [sys.executable, "-m", "loom_gguf", "serve", "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    away = tmp_path_factory.mktemp("away")  # from the checkout, whose package has no extension
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=away) as process:
         assert process.stderr is not None
         try:
             line = ""
