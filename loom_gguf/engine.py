@@ -203,7 +203,8 @@ class Engine:
         self._woken = False  # guarded by _changed
         self._closing = False
         self._turns = 0
-        self._thread: threading.Thread | None = None
+        self._stopped = threading.Event()  # nobody runs turns
+        self._stopped.set()
 
     # -- for other threads --------------------------------------------------------------------------------------
 
@@ -232,16 +233,23 @@ class Engine:
 
     def start(self) -> None:
         """Run turns in a thread of the engine's own."""
-        self._thread = threading.Thread(target=self._loop, name="loom-engine", daemon=True)
-        self._thread.start()
+        self._stopped.clear()
+        threading.Thread(target=self.run, name="loom-engine", daemon=True).start()
+
+    def run(self) -> None:
+        """Run turns in this thread until close() is called in another one."""
+        self._stopped.clear()
+        try:
+            self._loop()
+        finally:
+            self._stopped.set()
 
     def close(self) -> None:
         """End all jobs with ModelClosedError; the context stays open."""
         with self._changed:
             self._closing = True
         self._notify()
-        if self._thread is not None:
-            self._thread.join()
+        self._stopped.wait()
         error = ModelClosedError("the model was unloaded before this request was done; ask again")
         with self._changed:
             while self._waiting:
