@@ -39,6 +39,8 @@ class FakeContext:
     encoder: bool = False
     one_at_a_time: bool = False
     can_cut: bool = True
+    can_unpark: bool = True
+    most_parked: int = 10**9
     cells: dict[int, list[int]] = field(default_factory=dict)
     batches: list[Batch] = field(default_factory=list)
     fail_next: Exception | None = None
@@ -52,6 +54,18 @@ class FakeContext:
             return False
         del self.cells[sequence][position:]
         return True
+
+    def park(self, sequence: int, limit: int) -> np.ndarray | None:
+        parked = np.array(self.cells[sequence])
+        if parked.nbytes > min(limit, self.most_parked):
+            return None
+        self.cells[sequence] = []
+        return parked
+
+    def unpark(self, sequence: int, parked: np.ndarray) -> bool:
+        assert self.cells[sequence] == []
+        self.cells[sequence] = parked.tolist() if self.can_unpark else []
+        return self.can_unpark
 
     def decode(self, batch: Batch) -> None:
         if self.fail_next:

@@ -6,7 +6,7 @@ Every row that was asked for is in exactly one record. Rows stay numpy arrays un
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from ..capture import Capture
 from ..compression import CompressedRows, CompressedStates, Kind
 from ..jobs import Captured, PromptRows, Token
-from ..states import Roles, States
+from ..states import Roles
 from .errors import HiddenConfigError
 from .schemas import ExposeHidden, Record
 
@@ -122,9 +122,9 @@ class Hidden:
 
     def _records(self, states: Captured, meta: _Meta) -> Iterator[tuple[Record, int]]:
         """Records with the number of their values."""
-        roles, values = _outline(states)
+        roles = states.roles
         layer_of = {key: il for il, key in roles.layers.items()}
-        for key, value in values.items():
+        for key, value in states.values_by_key.items():
             rows = states[key] if isinstance(states, CompressedStates) else CompressedRows(value.array)
             for layer, node in self._names(key, layer_of.get(key), roles):
                 if value.row_axis is None:
@@ -216,12 +216,6 @@ def first_problem(error: ValidationError) -> str:
     if problem["type"] == "extra_forbidden":
         return f"there is no field {where!r:.80}"
     return f"{where}: {problem['msg']}" if where else str(problem["msg"])
-
-
-def _outline(states: Captured) -> tuple[Roles, Mapping[str, Any]]:
-    """Roles, and what is said of every node; without the numbers where they are compressed."""
-    like: States = states if isinstance(states, States) else states.outline
-    return like.roles, like.values_by_key
 
 
 def _cut(rows: CompressedRows, start: int, stop: int) -> CompressedRows:
