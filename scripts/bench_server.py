@@ -13,8 +13,9 @@ import argparse
 import base64
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -137,9 +138,9 @@ def _check(answer: Answer, hidden: Mapping[str, Any] | None, shape: Shape) -> No
 # -- measuring ----------------------------------------------------------------------------------------------------
 
 
-def in_turns(timed: Mapping[str, Callable[[bool], Run]], rounds: int) -> dict[str, list[Run]]:
-    """Every subject once a round, in an order drawn anew; a first one, checked, does not count."""
-    for run in timed.values():
+def in_turns(timed: Mapping[str, Callable[[bool], Run]], rounds: int, *, warm: bool) -> dict[str, list[Run]]:
+    """Every subject once a round, in an order drawn anew. `warm`: a first time before, checked, that does not count."""
+    for run in timed.values() if warm else ():
         run(True)
     found: dict[str, list[Run]] = {name: [] for name in timed}
     rng, names = np.random.default_rng(0), list(timed)
@@ -149,45 +150,31 @@ def in_turns(timed: Mapping[str, Callable[[bool], Run]], rounds: int) -> dict[st
     return found
 
 
-def one_stream(plain: Plain, client: Client, rounds: int, aims: bool) -> list[str]:
-    """A table of one request at a time."""
-    made = prompts(client.shape)
-    n = client.shape.n_layer
+def one_stream(plain: Plain, client: Client, made: Iterator[np.ndarray]) -> dict[str, Callable[[bool], Run]]:
+    """What is compared of one request at a time; the first one is the base."""
 
     def asked(hidden: Mapping[str, Any] | None) -> Callable[[bool], Run]:
         return lambda check: client.run([next(made)], hidden, check=check)
 
-    base, text, halves = "bare loop", "over HTTP, text", f"over HTTP, all {n} layers, float16 base64"
-    timed = {
-        base: lambda check: bare_loop(plain, [next(made)]),
-        text: asked(None),
-        halves: asked(BASE64),
+    n = client.shape.n_layer
+    return {
+        "bare loop": lambda _: bare_loop(plain, [next(made)]),
+        "over HTTP, text": asked(None),
+        f"over HTTP, all {n} layers, float16 base64": asked(BASE64),
         f"over HTTP, all {n} layers, JSON": asked({}),
     }
-    runs = in_turns(timed, rounds)
-    return [
-        f"### One stream, {GENERATED} tokens after a prompt of {PROMPT}",
-        rate_table(runs, base, {text: 0.95, halves: 0.90} if aims else {}),
-    ]
 
 
-def streams_together(plain: Plain, client: Client, rounds: int, aims: bool) -> list[str]:
-    """A table of several requests at once."""
-    made = prompts(client.shape, seed=1)
+def several_streams(plain: Plain, client: Client, made: Iterator[np.ndarray]) -> dict[str, Callable[[bool], Run]]:
+    """What is compared of several requests at once; the first one is the base."""
 
     def many() -> list[np.ndarray]:
         return [next(made) for _ in range(STREAMS)]
 
-    base, text = f"bare loop over {STREAMS} sequences", f"{STREAMS} streams over HTTP, text"
-    timed = {
-        base: lambda check: bare_loop(plain, many()),
-        text: lambda check: client.run(many(), check=check),
+    return {
+        f"bare loop over {STREAMS} sequences": lambda _: bare_loop(plain, many()),
+        f"{STREAMS} streams over HTTP, text": lambda check: client.run(many(), check=check),
     }
-    runs = in_turns(timed, rounds)
-    return [
-        f"### {STREAMS} streams at once, {GENERATED} tokens each after a prompt of {PROMPT}",
-        rate_table(runs, base, {text: 0.90} if aims else {}),
-    ]
 
 
 def memory_table(measured: Mapping[str, Mapping[str, tuple[int, int]]]) -> list[str]:
@@ -201,72 +188,92 @@ def memory_table(measured: Mapping[str, Mapping[str, tuple[int, int]]]) -> list[
     return ["### Memory", table(head, rows)]
 
 
-def rate_table(runs: Mapping[str, list[Run]], base: str, aims: Mapping[str, float]) -> str:
-    """Each subject's tokens a second, and the ratio to `base` in the same round: median and 95 % interval."""
+def rate_table(runs: Mapping[str, list[Run]], aims: Sequence[float | None]) -> str:
+    """Each subject's tokens a second, and the ratio to the first one's in the same round: median and 95 % interval."""
     rows = []
-    for name, mine in runs.items():
+    base = next(iter(runs))
+    for (name, mine), aim in zip_longest(runs.items(), aims):
         rates = np.array([run.rate for run in mine])
         ratios = rates / np.array([run.rate for run in runs[base]])
         whole = np.median([a.whole / b.whole for a, b in zip(mine, runs[base], strict=True)])
         low, high = median_interval(ratios)
-        aim = aims.get(name)
         verdict = "met" if aim and low >= aim else "undecided" if aim and high >= aim else "missed"
         quartiles = np.quantile(rates, [0.25, 0.5, 0.75])
         firsts = 1e3 * np.concatenate([run.first for run in mine])
         n_bytes = mine[0].n_bytes
-        rows.append([
-            name,
-            f"{quartiles[1]:.1f} ({quartiles[0]:.1f} to {quartiles[2]:.1f})",
-            *(["1", "", ""] if name == base else [f"{np.median(ratios):.3f}", f"{low:.3f} to {high:.3f}", f"{whole:.3f}"]),
-            f">= {aim:.2f} {verdict}" if aim else "",
-            f"{np.median(firsts):.0f} (at most {firsts.max():.0f})",
-            f"{n_bytes:,.0f}" if n_bytes else "",
-        ])
-    head = ["", "tokens/s (quartiles)", "ratio", "95 % interval", "with the prompt", "aim", "first token, ms", "bytes a token"]
-    return table(head, rows)
+        shown = [f"{np.median(ratios):.3f}", f"{low:.3f} to {high:.3f}", f"{whole:.3f}"]
+        rows.append(
+            [
+                name,
+                f"{quartiles[1]:.1f} ({quartiles[0]:.1f} to {quartiles[2]:.1f})",
+                *(["1", "", ""] if name == base else shown),
+                f">= {aim:.2f} {verdict}" if aim else "",
+                f"{np.median(firsts):.0f} (at most {firsts.max():.0f})",
+                f"{n_bytes:,.0f}" if n_bytes else "",
+            ]
+        )
+    head = ["", "tokens/s (quartiles)", "ratio", "95 % interval", "with the prompt", "aim"]
+    return table([*head, "first token, ms", "bytes a token"], rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what serving a model over HTTP costs.")
     parser.add_argument("--shape", choices=SHAPES, default="tinyllama")
     parser.add_argument("--type", choices=TYPES, default="Q4_0")
-    parser.add_argument("--rounds", type=int, default=12, help="of one stream; a third as many of several")
+    parser.add_argument("--rounds", type=int, default=4, help="of one stream, each start; a third as many of several")
+    parser.add_argument("--starts", type=int, default=3, help="of the server")
     parser.add_argument("--threads", type=int, default=_default_threads())
     parser.add_argument("--only", choices=("one", "several"), help="measure only one stream, or only several")
     parser.add_argument("--quick", action="store_true", help="few rounds, to see that everything runs")
     parser.add_argument("--models", type=Path, default=DEFAULT_DIR, help="folder for the random model")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the tables into this Markdown file")
     options = parser.parse_args()
-    rounds = 2 if options.quick else options.rounds
+    rounds = 1 if options.quick else options.rounds
     shape = SHAPES[options.shape]
     path = random_model(options.shape, options.type, options.models, text=True)
 
-    server = Server(["--models-dir", str(path.parent), "--parallel", str(STREAMS)])
-    client = Client(server, path.stem, shape, options.threads)
+    one: dict[str, list[Run]] = {}
+    several: dict[str, list[Run]] = {}
+    memory: dict[str, Mapping[str, tuple[int, int]]] = {}
+    made = prompts(shape)
+    # Where a process has its memory makes a difference that stays: each start has other memory, here and in the server.
+    for start in range(options.starts):
+        server = Server(["--models-dir", str(path.parent), "--parallel", str(STREAMS)])
+        client = Client(server, path.stem, shape, options.threads)
+        try:
+            memory.setdefault("before any model", server.resident())
+            client.load()
+            memory.setdefault("model loaded", server.resident())
+            weights = Weights(path)
+            plain = Plain(weights, Setting(n_threads=options.threads, n_ctx=N_CTX * STREAMS))
+            if options.only != "several":
+                add(one, in_turns(one_stream(plain, client, made), rounds, warm=True))
+            if options.only != "one":
+                add(several, in_turns(several_streams(plain, client, made), max(1, rounds // 3), warm=start == 0))
+            memory.setdefault("after all requests", server.resident())
+            client.load(keep_alive=0)
+            memory.setdefault("model unloaded", server.resident())
+            plain.close()
+            weights.close()
+        finally:
+            server.close()
     aims = shape.n_layer > 4
     parts = [f"## The server, shape {options.shape}, {options.type}", f"`{command_line()}`: {machine(options.threads)}"]
-    try:
-        memory = {"before any model": server.resident()}
-        client.load()
-        memory["model loaded"] = server.resident()
-        weights = Weights(path)
-        plain = Plain(weights, Setting(n_threads=options.threads, n_ctx=N_CTX * STREAMS))
-        if options.only != "several":
-            parts += one_stream(plain, client, rounds, aims)
-        if options.only != "one":
-            parts += streams_together(plain, client, max(3, rounds // 3), aims)
-        memory["after all requests"] = server.resident()
-        client.load(keep_alive=0)
-        memory["model unloaded"] = server.resident()
-        parts += memory_table(memory)
-        plain.close()
-        weights.close()
-    finally:
-        server.close()
-    text = "\n\n".join(parts)
+    if one:
+        parts += [f"### One stream, {GENERATED} tokens after a prompt of {PROMPT}"]
+        parts += [rate_table(one, [None, 0.95, 0.90, None] if aims else [])]
+    if several:
+        parts += [f"### {STREAMS} streams at once, {GENERATED} tokens each after a prompt of {PROMPT}"]
+        parts += [rate_table(several, [None, 0.90] if aims else [])]
+    text = "\n\n".join([*parts, *memory_table(memory)])
     print(text, flush=True)
     if options.write:
         write_section(options.write, f"server {options.shape}", text)
+
+
+def add(to: dict[str, list[Run]], more: Mapping[str, list[Run]]) -> None:
+    for name, runs in more.items():
+        to.setdefault(name, []).extend(runs)
 
 
 if __name__ == "__main__":

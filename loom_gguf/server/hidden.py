@@ -5,7 +5,7 @@ Every row that was asked for is in exactly one record. Rows stay numpy arrays un
 
 from __future__ import annotations
 
-import base64
+from binascii import b2a_base64
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -201,7 +201,7 @@ class Hidden:
         flat = np.ascontiguousarray(rows.data).ravel()
         if self._wanted.encoding == "base64":
             little = flat.astype(flat.dtype.newbyteorder("<"), copy=False)
-            return base64.b64encode(little.view(np.uint8).data).decode("ascii")
+            return b2a_base64(little, newline=False).decode("ascii")
         if not (_finite(flat) and (rows.scales is None or _finite(rows.scales))):
             raise HiddenConfigError(
                 f'{node} has NaN or infinite values, which JSON cannot hold: use "encoding": "base64"'
