@@ -27,7 +27,6 @@ from .jobs import Captured, Event, Failed, Finished, FinishReason, Job, PromptRo
 from .sampling import Choice, Sampling
 from .text import TextStream
 
-
 _PARKED_BYTES = 2**28  # of idle sequences beside the cache, all together; what is more stays in it
 
 

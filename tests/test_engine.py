@@ -467,7 +467,7 @@ def test_rows_of_a_known_prompt_are_computed_anew(real, shared):
 
 def test_a_conversation_goes_on_after_others(real, shared):
     """Its cells were taken out of the cache and put back: the rows that follow are those of the whole text."""
-    engine, context = real
+    engine, _ = real
     first, capture = random_tokens(21, seed=5), Capture.all_layers(final=True)
     said = [e.token_id for e in engine.submit(Job(tuple(first), max_tokens=6)) if isinstance(e, Token)]
     for seed in (6, 7):

@@ -201,7 +201,7 @@ class Hidden:
         flat = np.ascontiguousarray(rows.data).ravel()
         if self._wanted.encoding == "base64":
             little = flat.astype(flat.dtype.newbyteorder("<"), copy=False)
-            return b2a_base64(little, newline=False).decode("ascii")
+            return b2a_base64(little.data, newline=False).decode("ascii")
         if not (_finite(flat) and (rows.scales is None or _finite(rows.scales))):
             raise HiddenConfigError(
                 f'{node} has NaN or infinite values, which JSON cannot hold: use "encoding": "base64"'
