@@ -220,8 +220,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what serving a model over HTTP costs.")
     parser.add_argument("--shape", choices=SHAPES, default="tinyllama")
     parser.add_argument("--type", choices=TYPES, default="Q4_0")
-    parser.add_argument("--rounds", type=int, default=4, help="of one stream, each start; a third as many of several")
-    parser.add_argument("--starts", type=int, default=3, help="of the server")
+    parser.add_argument("--rounds", type=int, default=2, help="of one stream, each start; a third as many of several")
+    parser.add_argument("--starts", type=int, default=6, help="of the server, each with memory of its own")
     parser.add_argument("--threads", type=int, default=_default_threads())
     parser.add_argument("--only", choices=("one", "several"), help="measure only one stream, or only several")
     parser.add_argument("--quick", action="store_true", help="few rounds, to see that everything runs")
@@ -258,17 +258,23 @@ def main() -> None:
         finally:
             server.close()
     aims = shape.n_layer > 4
-    parts = [f"## The server, shape {options.shape}, {options.type}", f"`{command_line()}`: {machine(options.threads)}"]
+    what = {"one": ": one stream", "several": f": {STREAMS} streams"}.get(options.only, "")
+    parts = [
+        f"## The server, shape {options.shape}, {options.type}{what}",
+        f"`{command_line()}`: {machine(options.threads)}",
+    ]
     if one:
         parts += [f"### One stream, {GENERATED} tokens after a prompt of {PROMPT}"]
         parts += [rate_table(one, [None, 0.95, 0.90, None] if aims else [])]
     if several:
         parts += [f"### {STREAMS} streams at once, {GENERATED} tokens each after a prompt of {PROMPT}"]
         parts += [rate_table(several, [None, 0.90] if aims else [])]
-    text = "\n\n".join([*parts, *memory_table(memory)])
+    if options.only != "several":
+        parts += memory_table(memory)
+    text = "\n\n".join(parts)
     print(text, flush=True)
     if options.write:
-        write_section(options.write, f"server {options.shape}", text)
+        write_section(options.write, " ".join(filter(None, ["server", options.shape, options.only])), text)
 
 
 def add(to: dict[str, list[Run]], more: Mapping[str, list[Run]]) -> None:
