@@ -5,6 +5,9 @@
 The model is a random one of a real model's shape (see random_model.py), whose greedy text never ends by itself. The
 server runs as users run it, in processes of its own; the bare loop runs in this one, on the same file, while the server
 waits. Prompts are random and begin differently, so that no request finds its beginning in the cache.
+
+Of two processes that load a model, the one that loads it second may be faster all its life, by more than what is
+measured here: it gets other memory. So starts come in pairs, in both orders, and a ratio is the geometric mean of two.
 """
 
 from __future__ import annotations
@@ -188,14 +191,20 @@ def memory_table(measured: Mapping[str, Mapping[str, tuple[int, int]]]) -> list[
     return ["### Memory", table(head, rows)]
 
 
-def rate_table(runs: Mapping[str, list[Run]], aims: Sequence[float | None]) -> str:
+def over_pairs(ratios: list[float], n_pairs: int) -> np.ndarray:
+    """Geometric means of the same round of both starts of a pair. `ratios`: in the order of measuring."""
+    both = np.array(ratios).reshape(n_pairs, 2, -1)
+    return np.sqrt(both[:, 0] * both[:, 1]).ravel()
+
+
+def rate_table(runs: Mapping[str, list[Run]], aims: Sequence[float | None], n_pairs: int) -> str:
     """Each subject's tokens a second, and the ratio to the first one's in the same round: median and 95 % interval."""
     rows = []
     base = next(iter(runs))
     for (name, mine), aim in zip_longest(runs.items(), aims):
         rates = np.array([run.rate for run in mine])
-        ratios = rates / np.array([run.rate for run in runs[base]])
-        whole = np.median([a.whole / b.whole for a, b in zip(mine, runs[base], strict=True)])
+        ratios = over_pairs([a.rate / b.rate for a, b in zip(mine, runs[base], strict=True)], n_pairs)
+        whole = np.median(over_pairs([a.whole / b.whole for a, b in zip(mine, runs[base], strict=True)], n_pairs))
         low, high = median_interval(ratios)
         verdict = "met" if aim and low >= aim else "undecided" if aim and high >= aim else "missed"
         quartiles = np.quantile(rates, [0.25, 0.5, 0.75])
@@ -221,7 +230,9 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="tinyllama")
     parser.add_argument("--type", choices=TYPES, default="Q4_0")
     parser.add_argument("--rounds", type=int, default=2, help="of one stream, each start; a third as many of several")
-    parser.add_argument("--starts", type=int, default=6, help="of the server, each with memory of its own")
+    parser.add_argument(
+        "--pairs", type=int, default=3, help="of starts of the server, before the bare loop's and after"
+    )
     parser.add_argument("--threads", type=int, default=_default_threads())
     parser.add_argument("--only", choices=("one", "several"), help="measure only one stream, or only several")
     parser.add_argument("--quick", action="store_true", help="few rounds, to see that everything runs")
@@ -236,16 +247,20 @@ def main() -> None:
     several: dict[str, list[Run]] = {}
     memory: dict[str, Mapping[str, tuple[int, int]]] = {}
     made = prompts(shape)
-    # Where a process has its memory makes a difference that stays: each start has other memory, here and in the server.
-    for start in range(options.starts):
+
+    def load_here() -> tuple[Weights, Plain]:
+        weights = Weights(path)
+        return weights, Plain(weights, Setting(n_threads=options.threads, n_ctx=N_CTX * STREAMS))
+
+    for start in range(2 * options.pairs):
+        here = load_here() if start % 2 else None
         server = Server(["--models-dir", str(path.parent), "--parallel", str(STREAMS)])
         client = Client(server, path.stem, shape, options.threads)
         try:
             memory.setdefault("before any model", server.resident())
             client.load()
             memory.setdefault("model loaded", server.resident())
-            weights = Weights(path)
-            plain = Plain(weights, Setting(n_threads=options.threads, n_ctx=N_CTX * STREAMS))
+            weights, plain = here or load_here()
             if options.only != "several":
                 add(one, in_turns(one_stream(plain, client, made), rounds, warm=True))
             if options.only != "one":
@@ -265,10 +280,10 @@ def main() -> None:
     ]
     if one:
         parts += [f"### One stream, {GENERATED} tokens after a prompt of {PROMPT}"]
-        parts += [rate_table(one, [None, 0.95, 0.90, None] if aims else [])]
+        parts += [rate_table(one, [None, 0.95, 0.90, None] if aims else [], options.pairs)]
     if several:
         parts += [f"### {STREAMS} streams at once, {GENERATED} tokens each after a prompt of {PROMPT}"]
-        parts += [rate_table(several, [None, 0.90] if aims else [])]
+        parts += [rate_table(several, [None, 0.90] if aims else [], options.pairs)]
     if options.only != "several":
         parts += memory_table(memory)
     text = "\n\n".join(parts)
