@@ -2,9 +2,9 @@
 
 Threads of the child:
 
-- the main one loads the model, and then computes (engine.py). Both in one thread: OpenMP would start other threads for
-  each that computes, and where those together are more than processors, their waiting for one another takes as long as
-  all they compute;
+- the main one loads the model, and then computes (engine.py). Both in one thread: OpenMP keeps threads for every thread
+  that ever computed, and where all those are more than the processors, it lets them sleep instead of spin at each
+  barrier, of which a token has hundreds;
 - `loom-pipe` reads what the parent says, and ends the process where the parent is gone;
 - one for each request makes tokens of its prompt, and carries the engine's events to the pipe (worker_request.py).
 """

@@ -210,7 +210,8 @@ def rate_table(runs: Mapping[str, list[Run]], aims: Sequence[float | None], n_pa
         quartiles = np.quantile(rates, [0.25, 0.5, 0.75])
         firsts = 1e3 * np.concatenate([run.first for run in mine])
         n_bytes = mine[0].n_bytes
-        shown = [f"{np.median(ratios):.3f}", f"{low:.3f} to {high:.3f}", f"{whole:.3f}"]
+        few = f" (all {len(ratios)})" if len(ratios) < 6 else ""  # then no interval is as sure as that
+        shown = [f"{np.median(ratios):.3f}", f"{low:.3f} to {high:.3f}{few}", f"{whole:.3f}"]
         rows.append(
             [
                 name,
