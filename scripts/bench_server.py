@@ -6,8 +6,8 @@ The model is a random one of a real model's shape (see random_model.py), whose g
 server runs as users run it, in processes of its own; the bare loop runs in this one, on the same file, while the server
 waits. Prompts are random and begin differently, so that no request finds its beginning in the cache.
 
-Of two processes that load a model, the one that loads it second may be faster all its life, by more than what is
-measured here: it gets other memory. So starts come in pairs, in both orders, and a ratio is the geometric mean of two.
+Of two processes that load a model, the one that loads it second was faster all its life here, by more than what is to
+be measured. So starts come in pairs, in both orders, and a ratio is the geometric mean of two.
 """
 
 from __future__ import annotations
@@ -210,14 +210,14 @@ def rate_table(runs: Mapping[str, list[Run]], aims: Sequence[float | None], n_pa
         quartiles = np.quantile(rates, [0.25, 0.5, 0.75])
         firsts = 1e3 * np.concatenate([run.first for run in mine])
         n_bytes = mine[0].n_bytes
-        few = f" (all {len(ratios)})" if len(ratios) < 6 else ""  # then no interval is as sure as that
+        few = f" (all {len(ratios)})" if len(ratios) < 6 else ""  # then no interval holds the median so surely
         shown = [f"{np.median(ratios):.3f}", f"{low:.3f} to {high:.3f}{few}", f"{whole:.3f}"]
         rows.append(
             [
                 name,
                 f"{quartiles[1]:.1f} ({quartiles[0]:.1f} to {quartiles[2]:.1f})",
                 *(["1", "", ""] if name == base else shown),
-                f">= {aim:.2f} {verdict}" if aim else "",
+                f">= {aim:.2f} {verdict}{few}" if aim else "",
                 f"{np.median(firsts):.0f} (at most {firsts.max():.0f})",
                 f"{n_bytes:,.0f}" if n_bytes else "",
             ]
