@@ -9,6 +9,7 @@
 from .capture import Capture
 from .catalog import Node
 from .errors import (
+    AttentionUnsupportedError,
     CaptureError,
     CaptureMemoryError,
     CaptureUnsupportedError,
@@ -25,11 +26,14 @@ from .errors import (
     EngineVersionError,
     ForeignEngineError,
     GrammarError,
+    LabelledFileError,
+    LabelsError,
     LayerRangeError,
     LensUnsupportedError,
     LoomError,
     ManifestError,
     MeasureError,
+    MissingPackageError,
     MissingPartError,
     ModelClosedError,
     ModelLoadError,
@@ -39,6 +43,7 @@ from .errors import (
     NotGenerativeError,
     NotGGUFError,
     NoVocabularyError,
+    ProbeError,
     PromptError,
     PromptTooLongError,
     RowMismatchError,
@@ -57,6 +62,7 @@ from .states import States
 __version__ = "0.1.0"
 
 __all__ = [
+    "AttentionUnsupportedError",
     "Capture",
     "CaptureError",
     "CaptureMemoryError",
@@ -74,11 +80,14 @@ __all__ = [
     "EngineVersionError",
     "ForeignEngineError",
     "GrammarError",
+    "LabelledFileError",
+    "LabelsError",
     "LayerRangeError",
     "LensUnsupportedError",
     "LoomError",
     "ManifestError",
     "MeasureError",
+    "MissingPackageError",
     "MissingPartError",
     "Model",
     "ModelClosedError",
@@ -90,6 +99,7 @@ __all__ = [
     "NotCapturedError",
     "NotGGUFError",
     "NotGenerativeError",
+    "ProbeError",
     "PromptError",
     "PromptTooLongError",
     "RowMismatchError",

@@ -35,12 +35,17 @@ LoomError
 │   ├── LayerRangeError         no such layer
 │   ├── UnknownNodeError        no such node in the graph
 │   ├── CaptureUnsupportedError this model or node cannot be captured so
+│   │   └── AttentionUnsupportedError  attention weights, in a context that cannot have them
 │   ├── CaptureMemoryError      no memory for the captured rows
 │   └── RowMismatchError        the graph did not give one row per token: nothing is returned
 ├── LensUnsupportedError        how this model makes its logits is not understood, so no lens
 ├── ComparisonError             two sides that cannot be compared
 │   ├── DifferentTokensError    other token ids, or other vocabularies
 │   └── DifferentModelsError    other widths or numbers of layers
+├── ProbeError
+│   ├── LabelsError             labels or groups on which no probe can be fitted and tested
+│   └── LabelledFileError       a file of labelled texts cannot be read
+├── MissingPackageError         an optional package is not installed
 └── StatesError
     ├── NotCapturedError        states do not hold what is asked of them
     ├── MeasureError            numbers that a measure is not defined for
@@ -50,6 +55,7 @@ LoomError
 from __future__ import annotations
 
 __all__ = [
+    "AttentionUnsupportedError",
     "CaptureError",
     "CaptureMemoryError",
     "CaptureUnsupportedError",
@@ -67,11 +73,14 @@ __all__ = [
     "EngineVersionError",
     "ForeignEngineError",
     "GrammarError",
+    "LabelledFileError",
+    "LabelsError",
     "LayerRangeError",
     "LensUnsupportedError",
     "LoomError",
     "ManifestError",
     "MeasureError",
+    "MissingPackageError",
     "MissingPartError",
     "ModelClosedError",
     "ModelLoadError",
@@ -81,6 +90,7 @@ __all__ = [
     "NotCapturedError",
     "NotGGUFError",
     "NotGenerativeError",
+    "ProbeError",
     "PromptError",
     "PromptTooLongError",
     "RowMismatchError",
@@ -247,6 +257,10 @@ class CaptureUnsupportedError(CaptureError):
     """This model, or this node, cannot be captured in the way that was asked for."""
 
 
+class AttentionUnsupportedError(CaptureUnsupportedError):
+    """Attention weights are wanted of a context with flash attention, or of one that several sequences share."""
+
+
 class CaptureMemoryError(CaptureError, MemoryError):
     """Memory for the captured rows could not be had."""
 
@@ -269,6 +283,22 @@ class DifferentTokensError(ComparisonError):
 
 class DifferentModelsError(ComparisonError):
     """The two sides have other widths or numbers of layers."""
+
+
+class ProbeError(LoomError, ValueError):
+    """Base of what can go wrong with a probe."""
+
+
+class LabelsError(ProbeError):
+    """No probe can be fitted and tested on these labels, groups or features."""
+
+
+class LabelledFileError(ProbeError):
+    """A file of labelled texts cannot be read."""
+
+
+class MissingPackageError(LoomError, ImportError):
+    """This needs a package that loom_gguf does not install by itself."""
 
 
 class StatesError(LoomError):

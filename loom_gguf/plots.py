@@ -13,8 +13,9 @@ from rich.text import Text
 
 from .analysis import hidden_state_rows, row_norms, row_turns
 from .errors import StatesError
-from .files import check_target, replacing
-from .report.figures import FONT, glyphs, picture
+from .files import check_target
+from .picture import Picture
+from .report.figures import FONT, glyphs
 from .report.labels import token_labels, visible
 from .report.maps import LayerMap, Measure, draw_layer_map, layer_map
 from .report.terminal import MISSING_COLOUR, VIRIDIS, has_colour, line, panels, step
@@ -23,7 +24,7 @@ from .states import States
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Measure", "heat_map", "terminal_heat_map", "visible"]
+__all__ = ["Measure", "draw_heat_map", "heat_map", "terminal_heat_map", "visible"]
 
 
 def _map(states: States, texts: Sequence[str] | None, measure: Measure) -> LayerMap:
@@ -53,7 +54,20 @@ def heat_map(
     measure: Measure = "turn",
     n_prompt: int | None = None,
 ) -> None:
-    """Draw layers x tokens as a PNG file.
+    """Draw layers x tokens as a PNG file; see `draw_heat_map`."""
+    target = check_target(path, (".png",))
+    draw_heat_map(states, texts, title=title, measure=measure, n_prompt=n_prompt).save(target)
+
+
+def draw_heat_map(
+    states: States,
+    texts: Sequence[str] | None,
+    *,
+    title: str | None = None,
+    measure: Measure = "turn",
+    n_prompt: int | None = None,
+) -> Picture:
+    """Layers x tokens.
 
     texts: one per token (row), for the labels; None writes token ids.
     measure: "turn" is the angle in degrees between each hidden state and the captured one below it, so that a row
@@ -62,15 +76,13 @@ def heat_map(
         logarithmic scale.
     n_prompt: number of the prompt's tokens; a line then parts them from the generated ones.
     """
-    target = check_target(path, (".png",))
     found = _map(states, texts, measure)
     labels = token_labels(states.tokens, texts, has_glyph=glyphs())
     figure = draw_layer_map(found, labels, title=found.title if title is None else title, title_pad=20)
     generated = _generated(states, n_prompt)
     if 0 < generated < len(labels):
         _parts(figure.axes[0], generated)
-    with replacing(target, "the picture") as temporary:
-        temporary.write_bytes(picture(figure, "png"))
+    return Picture(figure, f"{found.title}, {len(found.labels)} layers x {len(labels)} tokens")
 
 
 def _parts(axes: Axes, generated: int) -> None:

@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from .options import add_loading_options, add_prompt_options, add_report_options, loading, prompts, report_files
-from .output import console, info, progress_bars, say_written
+from .output import console, info, progress_bar, say_written
 
 if TYPE_CHECKING:
     from ..compare import Comparison
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
     texts = prompts(args)
     files = report_files(args)
-    with progress_bars() as progress:
+    with progress_bar("forward passes") as progress:
         comparison = compare(
             args.a,
             args.b,
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
             logits=not args.no_logits,
             threshold=args.threshold,
             one_at_a_time=args.one_at_a_time,
-            progress=None if progress is None else lambda done, total: progress("forward passes", done, total),
+            progress=progress,
         )
     _print(comparison, as_json=args.json)
     for file in files:

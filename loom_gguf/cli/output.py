@@ -85,3 +85,10 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None] | None]:
             bars.update(current[1], completed=done)
 
         yield progress
+
+
+@contextlib.contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """The same for one kind of work: what to call with (steps done, steps in all)."""
+    with progress_bars() as progress:
+        yield None if progress is None else lambda done, total: progress(what, done, total)

@@ -66,17 +66,19 @@ def new_figure(width: float, height: float, theme: Theme = PAPER) -> Figure:
     return Figure(figsize=size, layout="constrained", facecolor=theme.background)
 
 
-def picture(figure: Figure, kind: str, *, text: bool = False, name: str = "loom_gguf") -> bytes:
-    """A figure as a PNG or SVG file; the same bytes each time.
+def picture(figure: Figure, kind: str, *, text: bool = False, name: str = "loom_gguf", dpi: int | None = None) -> bytes:
+    """A figure as a "png", "svg" or "pdf" file; the same bytes each time.
 
+    dpi: dots per inch; None for DPI.
     text: in an SVG, letters as text in the reader's own fonts, not as outlines. name: makes an SVG's ids its own.
     """
     from matplotlib import rc_context
 
     out = io.BytesIO()
-    made_by = {"Software": "loom_gguf"} if kind == "png" else {"Creator": "loom_gguf", "Date": None}
+    date = {"svg": "Date", "pdf": "CreationDate"}.get(kind)
+    made_by = {"Software": "loom_gguf"} if date is None else {"Creator": "loom_gguf", date: None}
     with rc_context({"svg.fonttype": "none" if text else "path", "svg.hashsalt": name}):
-        figure.savefig(out, format=kind, dpi=DPI, metadata=made_by)
+        figure.savefig(out, format=kind, dpi=DPI if dpi is None else dpi, metadata=made_by)
     return out.getvalue()
 
 
