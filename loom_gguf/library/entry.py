@@ -64,6 +64,7 @@ class Extras:
     params: Mapping[str, Any] = field(default_factory=dict)  # options of Ollama's
     messages: Sequence[Mapping[str, Any]] = ()  # {role, content}, the beginning of every conversation
     licenses: tuple[str, ...] = ()
+    jinja: str = ""  # a template in place of the file's own
 
 
 @dataclass(frozen=True)

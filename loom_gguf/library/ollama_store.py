@@ -15,12 +15,12 @@ from ..errors import LoomError, ManifestError, ModelNameError, UnsupportedModelE
 from .entry import Candidate, Entry, Place
 from .files import inside
 from .loose import PREFERRED
-from .manifest import Manifest, check_blob, read_config, read_manifest
+from .manifest import JINJA, Manifest, check_blob, read_config, read_manifest
 from .names import HUGGING_FACE, TAG, Name, lower, name_of_parts
 
 logger = logging.getLogger(__name__)
 
-_TEXTS = frozenset({"system", "template", "prompt", "params", "messages", "license"})
+_TEXTS = frozenset({"system", "template", "prompt", "params", "messages", "license", JINJA})
 _MAX_MANIFESTS = 10_000
 
 

@@ -45,12 +45,12 @@ def look_up(session: Session, name: Name, environ: Environ) -> Plan:
     """The file that a name means; its tag is a quantization or a file's name, else the usual one is taken."""
     repository = f"{name.namespace}/{name.model}"
     at = endpoint(environ)
-    info = session.trying(lambda: _info(session, repository, at), f"the list of files of {repository}")
-    files = {str(sibling.rfilename): sibling for sibling in info.siblings or ()}
-    tag, chosen = choose(repository, files, name.tag)
     token = _token()
     if token:
         session.tokens[origin(httpx.URL(at))] = token
+    info = session.trying(lambda: _info(session, repository, at, token), f"the list of files of {repository}")
+    files = {str(sibling.rfilename): sibling for sibling in info.siblings or ()}
+    tag, chosen = choose(repository, files, name.tag)
     remote = []
     for part in chosen.parts:
         file = part.as_posix()
@@ -129,7 +129,7 @@ def _remote(sibling: Any, file: str, url: str, what: str) -> RemoteFile:
 # -- huggingface_hub ------------------------------------------------------------------------------------------------
 
 
-def _info(session: Session, repository: str, at: str) -> Any:
+def _info(session: Session, repository: str, at: str, token: str | None) -> Any:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -140,7 +140,8 @@ def _info(session: Session, repository: str, at: str) -> Any:
     )
 
     try:
-        return HfApi(endpoint=at).model_info(repository, files_metadata=True, timeout=session.patience.read)
+        api = HfApi(endpoint=at, token=token or False)
+        return api.model_info(repository, files_metadata=True, timeout=session.patience.read)
     except GatedRepoError:
         raise AccessDeniedError(
             f"{repository} is given only to those who agreed to its terms: do that at {at}/{repository}, then "

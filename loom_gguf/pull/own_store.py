@@ -16,6 +16,7 @@ import hashlib
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,6 +32,7 @@ from .space import writing
 logger = logging.getLogger(__name__)
 
 _DEMO = "demo"
+_FORGOTTEN = 3600.0  # seconds without a change to a folder of unfinished files
 _PARTS = 4  # host, namespace, model, tag
 
 
@@ -163,7 +165,8 @@ class OwnStore:
         with self.changing():
             for path in self.partial.iterdir():
                 if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path, ignore_errors=True)
+                    if time.time() - path.stat().st_mtime > _FORGOTTEN:  # else somebody may be at work in it
+                        shutil.rmtree(path, ignore_errors=True)
                 elif not is_locked(path):
                     freed += path.lstat().st_size
                     with writing("an unfinished download was removed"):

@@ -93,10 +93,7 @@ class Session:
                 sent["authorization"] = f"Bearer {self.tokens[first]}"
             with self._send(at, sent) as answer:
                 if answer.status_code in _REDIRECTS and "location" in answer.headers:
-                    try:
-                        at = at.join(answer.headers["location"])
-                    except httpx.InvalidURL:
-                        raise RegistryError(f"{at.host} redirects {what} to what is no address") from None
+                    at = at.join(answer.headers["location"])
                     continue
                 if answer.status_code == 401 and not challenged and self._answered(answer, at, first):
                     challenged = True
@@ -141,7 +138,12 @@ class Session:
     def _send(self, url: httpx.URL, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
         request = self._client.build_request("GET", url, headers=dict(headers))
         self._client.cookies.clear()
-        answer = self._client.send(request, stream=True, follow_redirects=False)
+        try:
+            answer = self._client.send(request, stream=True, follow_redirects=False)
+        except httpx.RemoteProtocolError as error:
+            if "location" in str(error):  # httpx reads it even where it is not to follow
+                raise RegistryError(f"{url.host} redirects to what is no address") from None
+            raise
         try:
             yield answer
         finally:

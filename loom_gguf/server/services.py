@@ -11,6 +11,7 @@ from pathlib import Path
 from starlette.requests import Request
 
 from ..library import Extras
+from ..pull.shared import SharedPulls
 from ..requests import LoadParams
 from ..settings import ServerSettings
 from .interfaces import ManagerLike
@@ -30,6 +31,7 @@ class Services:
     manager: ManagerLike
     settings: ServerSettings
     metrics: Metrics = field(default_factory=Metrics)
+    pulls: SharedPulls = field(default_factory=SharedPulls)
 
     async def find(self, name: str) -> tuple[Entry, Facts, Extras]:
         """A model, what its file says, and what a store adds to that; ModelNotFoundError where there is none."""
@@ -37,7 +39,8 @@ class Services:
 
     def _find(self, name: str) -> tuple[Entry, Facts, Extras]:
         entry = self.models.find(name)
-        return entry, self.models.facts(file_of(entry)), self.models.extras(entry)
+        facts, extras = self.models.facts(file_of(entry)), self.models.extras(entry)
+        return entry, facts.with_template(extras.jinja) if extras.jinja else facts, extras
 
     def load_params(self, entry: Entry, facts: Facts, wishes: LoadWishes | None = None) -> LoadParams:
         """How to load it."""

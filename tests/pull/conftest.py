@@ -51,7 +51,7 @@ def said() -> list[Progress]:
 @pytest.fixture
 def do_pull(store: OwnStore, server: StandIn, said: list[Progress], monkeypatch: pytest.MonkeyPatch) -> Pull:
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(store.root / "no token"))
 
     def do(name: str, patience: Patience = QUICK, **more: Any) -> Name:
         watcher = Watcher(said.append, more.pop("cancelled", nobody().cancelled))

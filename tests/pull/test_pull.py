@@ -184,8 +184,8 @@ def test_connections_that_are_cut(
         [("cut", 9000), ("wrong range",)],
         [("cut", 9000), ("status", 416)],
         [("cut", 9000), ("no ranges",)],
-        [("status", 500), ("cut", 9000), ("status", 503), ("status", 429, {"retry-after": "0"})],
-        [("cut", 0), ("cut", 0), ("cut", 70_000), ("cut", 0), ("cut", 0)],
+        [("status", 503), ("cut", 9000), ("status", 429, {"retry-after": "0"})],
+        [("cut", 0), ("cut", 0), ("cut", 70_000), ("cut", 0)],
         [("cut", 9000), ("wrong bytes",)],  # the first try then ends with a wrong checksum
     ],
 )  # fmt: skip
@@ -410,19 +410,19 @@ def test_plain_http(do_pull: Pull, name: str) -> None:
 
 
 def test_insecure_falls_back_to_plain_http(
-    do_pull: Pull, server: StandIn, store: OwnStore, llama: bytes, monkeypatch: pytest.MonkeyPatch
+    do_pull: Pull, other: StandIn, store: OwnStore, llama: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from loom_gguf.pull import ollama_registry, transport
 
     # This machine's own addresses may always be plain: let them be anybody's.
     monkeypatch.setattr(transport, "is_loopback", lambda _: False)
     monkeypatch.setattr(ollama_registry, "is_loopback", lambda _: False)
-    server.add_model("a/b", llama)
+    other.add_model("a/b", llama)
     with pytest.raises(DownloadError):
-        do_pull(f"{server.host}/a/b")
+        do_pull(f"{other.host}/a/b")
     with pytest.raises(UnsafeUrlError):
-        do_pull(f"http://{server.host}/a/b")
-    do_pull(f"{server.host}/a/b", insecure=True)
+        do_pull(f"http://{other.host}/a/b")
+    do_pull(f"{other.host}/a/b", insecure=True)
     assert only_blob(store, llama) == llama
 
 
@@ -430,7 +430,6 @@ def test_a_redirect_gets_no_token(
     do_pull: Pull, server: StandIn, other: StandIn, store: OwnStore, llama: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    monkeypatch.delenv("HF_HUB_DISABLE_IMPLICIT_TOKEN")
     server.token = "hf_secret"
     server.add_repository("a/b", {"b.gguf": llama})
     other.files["/elsewhere"] = llama

@@ -34,7 +34,7 @@ def chat_prompt(body: ChatBody, facts: Facts, extras: Extras) -> ChatPrompt:
         variables.setdefault("enable_thinking", False)
     tools = body.tools if body.tools and body.tool_choice != "none" else None
     messages = [_message(each, at) for at, each in enumerate(body.messages)]
-    return ChatPrompt(with_own(messages, extras), tools=tools, variables=variables)
+    return ChatPrompt(with_own(messages, extras), template=extras.jinja or None, tools=tools, variables=variables)
 
 
 def schema(body: ChatBody) -> dict[str, Any] | None:
