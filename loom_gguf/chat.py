@@ -76,7 +76,7 @@ def render_chat(
 
 def check_template(template: str) -> None:
     """ChatTemplateError where a text is no template."""
-    _check(template, [], None)
+    _check(template, [{"role": "user", "content": ""}], None)
     try:
         _ENVIRONMENT.from_string(template)
     except TemplateSyntaxError as error:

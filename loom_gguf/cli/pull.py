@@ -27,9 +27,9 @@ def add_parser(commands: Any) -> None:
         description="Fetch a model into our own store ($LOOM_HOME/models, else ~/.local/share/loom_gguf/models). NAME "
         "is hf.co/ORG/REPO[:QUANTIZATION], a repository of Hugging Face (Q4_K_M where it has one and none is named; "
         "HF_TOKEN for those that want one, HF_ENDPOINT for a mirror), or a model of Ollama's registry (llama3.2:1b), "
-        "or of another one of its kind (HOST:PORT/NAMESPACE/MODEL:TAG). A download that ends early goes on where it was "
-        "when the command is run again; what comes is held against its checksum, and offered only when it is whole. "
-        "Prints the model's name.",
+        "or of another one of its kind (HOST:PORT/NAMESPACE/MODEL:TAG). A download that ends early goes on where it "
+        "was when the command is run again; what comes is held against its checksum, and offered only when it is "
+        "whole. Prints the model's name.",
         epilog="Example: loom-gguf pull hf.co/bartowski/Llama-3.2-1B-Instruct-GGUF:Q4_K_M",
     )
     parser.add_argument("name", metavar="NAME", help="what to fetch")

@@ -15,7 +15,7 @@ import os
 from functools import partial
 from pathlib import Path
 
-from ..errors import LoomError, ModelLoadError, ModelNameError
+from ..errors import LoomError, ModelLoadError, ModelNameError, ModelNotFoundError
 from ..library.names import Name, lower, parse_name
 from . import hugging_face, ollama_registry
 from .checks import check_whole, look
@@ -95,6 +95,10 @@ def _bring(store: OwnStore, session: Session, plan: Plan, watcher: Watcher, *, l
         for path in staged.values():
             path.unlink(missing_ok=True)  # what the server has is no model; another try would bring the same
         raise
+    except ModelNotFoundError:
+        if last or all(path.exists() for path in paths):
+            raise
+        return False
     manifest = plan.manifest
     if manifest is None:
         layers = [Layer("model", digest, file.size) for digest, file in zip(models, plan.models, strict=True)]

@@ -148,15 +148,15 @@ def _info(session: Session, repository: str, at: str, token: str | None) -> Any:
             f"{_TOKEN_HINT}"
         ) from None
     except RepositoryNotFoundError:
-        raise ModelNotFoundError(
-            f"{at} has no repository {repository}, or it is private. Check the name; for a private one {_TOKEN_HINT}"
-        ) from None
+        raise _no_repository(repository, at) from None
     except OfflineModeIsEnabled:
         raise PullError("HF_HUB_OFFLINE is set: nothing is fetched. Unset it to pull") from None
     except HFValidationError as error:
         raise ModelNotFoundError(f"{repository!r:.200} is no repository's name: {error}") from None
     except HfHubHTTPError as error:
         status = error.response.status_code
+        if status == 404:
+            raise _no_repository(repository, at) from None
         if status in (408, 425, 429) or status >= 500:
             raise TryAgainError(f"{at} answers with status {status}") from None
         if status in (401, 403):
@@ -171,6 +171,12 @@ def _info(session: Session, repository: str, at: str, token: str | None) -> Any:
         raise RegistryError(f"{at} sends nonsense about {repository}: {error}") from None
     except Exception as error:
         raise TryAgainError(f"no connection to {at} ({type(error).__name__})") from None
+
+
+def _no_repository(repository: str, at: str) -> ModelNotFoundError:
+    return ModelNotFoundError(
+        f"{at} has no repository {repository}, or it is private. Check the name; for a private one {_TOKEN_HINT}"
+    )
 
 
 def _url(repository: str, file: str, revision: str | None, at: str) -> str:

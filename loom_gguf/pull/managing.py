@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..errors import ModelNotFoundError, NotOwnModelError, StoreError
 from ..library import Entry, Library, Name, parse_name
-from .own_store import OwnStore
+from .own_store import OwnStore, refuse_demo
 
 _OWNERS = {
     "file": "a file that was named by its path",
@@ -26,6 +26,7 @@ def own_store(library: Library) -> OwnStore:
 def copy(library: Library, source: str, target: str) -> Name:
     """Give a model of our own store a second name, which takes no space."""
     name = parse_name(target)
+    refuse_demo(name)
     entry = own_entry(library, source)
     own_store(library).copy(parse_name(entry.name), name)
     return name
