@@ -23,6 +23,8 @@ from .types import TYPES, type_named
 
 __all__ = ["TYPES", "Forecast", "forecast", "quantize", "type_named"]
 
+# Isolated, so that no module of the current folder is taken for one of Python's; then with our own path.
+_START = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from loom_gguf.quantize.worker import main; main()"
 _FLOATS = ("f32", "f16", "bf16")
 _ALIGNMENT = 32  # bytes; ggml's default
 _MORE_HEADER = 64  # bytes a tensor in the list of tensors, beside its name
@@ -164,7 +166,7 @@ def _worker(
     }
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "loom_gguf.quantize.worker", json.dumps(wanted)],
+            [sys.executable, "-I", "-c", _START, json.dumps(wanted), json.dumps(sys.path)],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
         )  # fmt: skip
         try:

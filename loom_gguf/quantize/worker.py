@@ -1,6 +1,6 @@
 """llama.cpp's quantizer in a process of its own, which says on stdout, in lines of JSON, how far it is.
 
-`python -m loom_gguf.quantize.worker '{"source", "target", "ftype", "requantize", "threads", "dry_run"}'`. With dry_run
+Its first argument is `{"source", "target", "ftype", "requantize", "threads", "dry_run"}`. With dry_run
 nothing is written; llama.cpp then only tells which type each tensor would get.
 """
 
@@ -80,7 +80,3 @@ def main() -> None:
         os.fsencode(wanted["source"]), os.fsencode(wanted["target"]), ctypes.byref(params)
     )
     tell(ok=not failed, needs_matrix=teller.needs_matrix, error=complaints())
-
-
-if __name__ == "__main__":
-    main()
