@@ -171,7 +171,7 @@ def odd_manifest(store: OllamaStore, rng: random.Random) -> str:
         elif what == "left out":
             del at[key]
         elif isinstance(at[key], list):
-            at[key] = at[key] * rng.choice((2, 1000))
+            at[key] = at[key] * rng.choice((2, 1000 if len(at[key]) < 1000 else 2))
         said.append(f"{key} {what}")
         if not isinstance(found.get("layers"), list) or not isinstance(found.get("config"), dict):
             break
@@ -341,12 +341,12 @@ def child(first: int, end: int, scratch: Path) -> None:
         (scratch / "loose" / "m.gguf").write_bytes(whole(base)[0])
         open_all(scratch)
         shutil.rmtree(scratch)
-    limit = _status("VmSize") + int(MAX_MIB * 1024)
-    resource.setrlimit(resource.RLIMIT_AS, (limit * 1024, limit * 1024))
     for number in range(first, end):
         scratch.mkdir()
         what = make(number, scratch)
         print(json.dumps({"try": number, "what": what[:300]}), flush=True)
+        limit = (_status("VmSize") + int(MAX_MIB * 1024)) * 1024
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         before = _status("VmRSS")
         began = time.perf_counter()
@@ -357,6 +357,7 @@ def child(first: int, end: int, scratch: Path) -> None:
         except Exception as error:
             outcome = f"leak {type(error).__name__}: {error}"[:300]
         seconds = time.perf_counter() - began
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         mib = max(_status("VmHWM") - before, 0) / 1024
         print(json.dumps(asdict(Result(number, kind_of(number), outcome, seconds, mib))), flush=True)
         shutil.rmtree(scratch)

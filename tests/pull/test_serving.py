@@ -17,7 +17,7 @@ import pytest
 from stand_ins import StandIn
 from stores import OllamaStore
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "server"))  # for fakes.py and live.py
+sys.path.append(str(Path(__file__).parent.parent / "server"))  # for fakes.py and live.py
 
 from fakes import FakeManager, FakeRunner
 from live import serving, until
