@@ -10,7 +10,7 @@ from functools import cached_property
 
 from ._native import _core
 from .capture import Capture
-from .errors import CaptureUnsupportedError, LayerRangeError, UnknownNodeError
+from .errors import AttentionUnsupportedError, CaptureUnsupportedError, LayerRangeError, UnknownNodeError
 from .states import Roles
 
 _AXIS_NAMES = {
@@ -35,6 +35,15 @@ class Node:
     per_output: bool  # its rows are only those tokens whose logits are computed
     computed: bool  # False: in a branch of the graph that was not taken; it cannot be captured
     memory: bool  # a view of the KV cache or other memory that outlives the pass
+
+    def __repr__(self) -> str:
+        """Key, operation, type and shape."""
+        return f"<Node {self.key}: {self.op}, {self.dtype} [{', '.join(map(str, self.shape))}]>"
+
+    def _repr_html_(self) -> str:
+        from .notebook import node_html
+
+        return node_html(self)
 
     @property
     def cell_axis(self) -> int | None:
@@ -190,16 +199,22 @@ class Topology:
                 found = [i for i, n in nodes if n.key == n.name and fnmatch.fnmatchcase(n.name, pattern)]
             if found:
                 return found
+            self._refuse_attention(pattern)
             raise UnknownNodeError(f"no node's name matches {pattern!r}; model.nodes() lists the names")
+        self._refuse_attention(pattern)
         raise UnknownNodeError(f"there is no node {pattern!r}{self._hint(name if mark else pattern)}")
 
+    def _refuse_attention(self, pattern: str) -> None:
+        """Say why there are no attention weights, where they are meant."""
+        meant = pattern.startswith(("kq-", "kq_", "*kq_", "*soft_max"))
+        if not meant or all(node.op != "FLASH_ATTN_EXT" for node in self.nodes):
+            return
+        raise AttentionUnsupportedError(
+            f"there is no node {pattern!r}: attention weights are computed apart only without flash attention; open "
+            f'the model with precision="exact"'
+        )
+
     def _hint(self, name: str) -> str:
-        scores = ("kq-", "kq_")
-        if name.startswith(scores) and not any(n.startswith(scores) for n in self._by_name):
-            return (
-                ": attention weights are computed apart only without flash attention; open the model with "
-                'precision="exact"'
-            )
         near = difflib.get_close_matches(name, self._by_name, n=3, cutoff=0.5)
         listing = "model.nodes() lists all names"
         return f"; did you mean {', '.join(near)}? {listing}" if near else f"; {listing}"

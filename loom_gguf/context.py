@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 import weakref
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ from .capture import Capture
 from .catalog import Catalog, Selection
 from .compression import CompressedRows, Kind, compress_rows
 from .errors import (
-    CaptureUnsupportedError,
+    AttentionUnsupportedError,
     ContextError,
     ContextFullError,
     DecodeError,
+    LoomError,
     ModelClosedError,
     RowMismatchError,
 )
@@ -118,6 +120,30 @@ class Context:
             self.need_open()
             return bool(lib.llama_memory_seq_rm(self._memory, sequence, position, -1))
 
+    def park(self, sequence: int, limit: int) -> Array | None:
+        """Take a sequence's tokens out of the cache, into an array for unpark(); the sequence is then empty.
+
+        None, and nothing is done, where that needs more than `limit` bytes. Cells cost time in every decode of any
+        sequence: llama.cpp looks at all of them up to the last one in use.
+        """
+        with self.lock:
+            self.need_open()
+            size = int(lib.llama_state_seq_get_size(self._ctx, sequence))
+            if size > limit:
+                return None
+            parked = np.empty(size, np.uint8)
+            if lib.llama_state_seq_get_data(self._ctx, _bytes_of(parked), size, sequence) != size:
+                return None
+            self.forget_from(sequence, 0)
+            return parked
+
+    def unpark(self, sequence: int, parked: Array) -> bool:
+        """Put the tokens back into an empty sequence; False where they cannot be, and it stays empty."""
+        with self.lock:
+            self.need_open()
+            n = lib.llama_state_seq_set_data(self._ctx, _bytes_of(parked), parked.nbytes, sequence)
+            return int(n) == parked.nbytes
+
     # -- captures -----------------------------------------------------------------------------------------------
 
     def selection(self, capture: Capture, n_tokens: int) -> Selection:
@@ -131,7 +157,7 @@ class Context:
         """
         found = [self.selection(capture, n_tokens) for n_tokens in (1, 2)]
         if found[0].per_cell and self._memory is not None and len(self._free_sequences) + len(self._open_sequences) > 1:
-            raise CaptureUnsupportedError(
+            raise AttentionUnsupportedError(
                 "attention weights can be told apart only in a context of one sequence: open the model with one"
             )
         return any(node.token_axis is None for selection in found for node in selection.nodes)
@@ -184,7 +210,8 @@ class Context:
                 self._take_back(batch, detail)
                 self.catalog.learn(self._listed(batch), n_tokens)
                 self._take_back(batch, detail)
-            _raise_for(status, detail, capture_bytes(selection, len(keep)))
+            if status is not _core.Status.OK:
+                raise _error_of(status, detail, capture_bytes(selection, len(keep)))
             rows = Rows(selection, tuple(CompressedRows(*array) for array in arrays), keep, batch, kind)
             return _cut_cells(rows, compression, scale_block) if cut else rows
 
@@ -216,7 +243,7 @@ class Context:
     def _need_cells_in_order(self, batch: Batch) -> None:
         """Cells are positions only while a sequence has the cache for itself: llama.cpp fills gaps that others left."""
         if self._memory is not None and any(int(s) not in self._alone for s in np.unique(batch.sequences)):
-            raise CaptureUnsupportedError(
+            raise AttentionUnsupportedError(
                 "attention weights can be told apart only while a sequence has the context for itself: finish or "
                 "close() other generations on this model before starting this one"
             )
@@ -297,6 +324,10 @@ class Context:
             self._finalizer()
 
 
+def _bytes_of(array: Array) -> Any:
+    return array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+
+
 def _cut_cells(rows: Rows, compression: Kind | None, scale_block: int) -> Rows:
     """Attention rows over the positions that exist, 0 to that of the last kept row; then compressed."""
     n_past = int(rows.batch.positions[rows.kept].max(initial=-1)) + 1
@@ -314,12 +345,10 @@ def _cut_cells(rows: Rows, compression: Kind | None, scale_block: int) -> Rows:
     return Rows(rows.selection, tuple(arrays), rows.kept, rows.batch, compression)
 
 
-def _raise_for(status: _core.Status, detail: str, size: int) -> None:
-    if status is _core.Status.OK:
-        return
+def _error_of(status: _core.Status, detail: str, size: int) -> LoomError:
     if status is _core.Status.OUT_OF_MEMORY:
-        raise out_of_memory(f"the rows of {detail}", size)
-    raise RowMismatchError(f"the capture was given up: {detail}. Please report this with the model's name")
+        return out_of_memory(f"the rows of {detail}", size)
+    return RowMismatchError(f"the capture was given up: {detail}. Please report this with the model's name")
 
 
 def _check(params: ContextParams) -> None:

@@ -48,11 +48,20 @@ LoomError
 │   ├── LayerRangeError         no such layer
 │   ├── UnknownNodeError        no such node in the graph
 │   ├── CaptureUnsupportedError this model or node cannot be captured so
+│   │   └── AttentionUnsupportedError  attention weights, in a context that cannot have them
 │   ├── CaptureMemoryError      no memory for the captured rows
 │   └── RowMismatchError        the graph did not give one row per token: nothing is returned
 ├── LensUnsupportedError        how this model makes its logits is not understood, so no lens
+├── ComparisonError             two sides that cannot be compared
+│   ├── DifferentTokensError    other token ids, or other vocabularies
+│   └── DifferentModelsError    other widths or numbers of layers
+├── ProbeError
+│   ├── LabelsError             labels or groups on which no probe can be fitted and tested
+│   └── LabelledFileError       a file of labelled texts cannot be read
+├── MissingPackageError         an optional package is not installed
 └── StatesError
     ├── NotCapturedError        states do not hold what is asked of them
+    ├── MeasureError            numbers that a measure is not defined for
     └── StatesFileError         a file of states cannot be written or read
 """
 
@@ -61,27 +70,35 @@ from __future__ import annotations
 __all__ = [
     "AccessDeniedError",
     "AlreadyQuantizedError",
+    "AttentionUnsupportedError",
     "CaptureError",
     "CaptureMemoryError",
     "CaptureUnsupportedError",
     "ChatTemplateError",
     "ChecksumError",
+    "ComparisonError",
     "ContextError",
     "ContextFullError",
     "CorruptGGUFError",
     "DecodeError",
     "DeviceNotFoundError",
     "DownloadError",
+    "DifferentModelsError",
+    "DifferentTokensError",
     "EmptyPromptError",
     "EngineBusyError",
     "EngineVersionError",
     "ForeignEngineError",
     "GrammarError",
     "ImportanceMatrixError",
+    "LabelledFileError",
+    "LabelsError",
     "LayerRangeError",
     "LensUnsupportedError",
     "LoomError",
     "ManifestError",
+    "MeasureError",
+    "MissingPackageError",
     "MissingPartError",
     "ModelClosedError",
     "ModelLoadError",
@@ -93,6 +110,7 @@ __all__ = [
     "NotGGUFError",
     "NotGenerativeError",
     "NotOwnModelError",
+    "ProbeError",
     "PromptError",
     "PromptTooLongError",
     "PullCancelledError",
@@ -317,6 +335,10 @@ class CaptureUnsupportedError(CaptureError):
     """This model, or this node, cannot be captured in the way that was asked for."""
 
 
+class AttentionUnsupportedError(CaptureUnsupportedError):
+    """Attention weights are wanted of a context with flash attention, or of one that several sequences share."""
+
+
 class CaptureMemoryError(CaptureError, MemoryError):
     """Memory for the captured rows could not be had."""
 
@@ -329,6 +351,34 @@ class LensUnsupportedError(LoomError):
     """How this model turns its last layer into logits is not understood, so other layers cannot be read that way."""
 
 
+class ComparisonError(LoomError, ValueError):
+    """Two models or captures cannot be compared."""
+
+
+class DifferentTokensError(ComparisonError):
+    """The two sides read other tokens, or mean other texts by the same ids."""
+
+
+class DifferentModelsError(ComparisonError):
+    """The two sides have other widths or numbers of layers."""
+
+
+class ProbeError(LoomError, ValueError):
+    """Base of what can go wrong with a probe."""
+
+
+class LabelsError(ProbeError):
+    """No probe can be fitted and tested on these labels, groups or features."""
+
+
+class LabelledFileError(ProbeError):
+    """A file of labelled texts cannot be read."""
+
+
+class MissingPackageError(LoomError, ImportError):
+    """This needs a package that loom_gguf does not install by itself."""
+
+
 class StatesError(LoomError):
     """Base of what can go wrong with captured states."""
 
@@ -339,6 +389,10 @@ class NotCapturedError(StatesError, KeyError):
     def __str__(self) -> str:
         """The text itself; KeyError would show it quoted."""
         return str(self.args[0])
+
+
+class MeasureError(StatesError, ValueError):
+    """A measure is not defined for an array of this shape or type."""
 
 
 class StatesFileError(StatesError):

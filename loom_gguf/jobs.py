@@ -48,6 +48,7 @@ class Token:
     states: Captured | None
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
+    reason: FinishReason | None = None  # of the last one: why no more come
 
 
 @dataclass(frozen=True)

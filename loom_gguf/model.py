@@ -55,6 +55,17 @@ class Step:
     logprob: float | None = None  # of token_id in the model's own distribution (natural log); where asked for
     top_logprobs: tuple[tuple[int, float], ...] = ()  # (token id, logprob) of the most probable, best first
 
+    def __repr__(self) -> str:
+        """Text and place; how many nodes were captured."""
+        captured = "" if self.states is None else f", {len(self.states.values_by_key)} nodes"
+        ended = "" if self.finish_reason is None else f", {self.finish_reason}"
+        return f"<Step {self.index}: {self.text!r} (id {self.token_id}), position {self.position}{captured}{ended}>"
+
+    def _repr_html_(self) -> str:
+        from .notebook import step_html
+
+        return step_html(self)
+
 
 class Model:
     """A GGUF model in this process.
@@ -164,6 +175,11 @@ class Model:
     def __repr__(self) -> str:
         """Path, architecture and size."""
         return f"<Model {self.path.name}: {self.arch}, {self.n_layer} layers, n_embd {self.n_embd}>"
+
+    def _repr_html_(self) -> str:
+        from .notebook import model_html
+
+        return model_html(self, self._closed)
 
     # -- text and tokens ----------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from ._native import lib
 from .errors import DeviceNotFoundError
 
 _KINDS = ("cpu", "gpu", "igpu", "accel")  # ggml_backend_dev_type
-_GPUS = ("gpu", "igpu")
+GPUS = ("gpu", "igpu")
 _ALIASES = {"metal": "mtl", "gpu": ""}  # what people say, and the beginning of ggml's names
 _SPLIT_MODES = {"none": 0, "layer": 1, "row": 2}  # llama_split_mode
 
@@ -87,15 +88,20 @@ def devices() -> list[Device]:
 
 def _find(text: str) -> list[Device]:
     """The GPUs that a text means: all of a backend's, or the one of a number."""
+    gpus = [device for device in devices() if device.kind in GPUS]
+    return [gpus[at] for at in meant(text, [device.name for device in gpus])]
+
+
+def meant(text: str, gpus: Sequence[str]) -> list[int]:
+    """Which of these GPUs, by ggml's names, a text means; DeviceNotFoundError where it is none."""
     backend, colon, number = text.lower().partition(":")
     begin = _ALIASES.get(backend, backend)
-    gpus = [device for device in devices() if device.kind in _GPUS]
-    found = [device for device in gpus if device.name.lower().startswith(begin)]
+    found = [at for at, name in enumerate(gpus) if name.lower().startswith(begin)]
     if colon:
         found = found[int(number) : int(number) + 1] if number.isascii() and number.isdigit() else []
     if found:
         return found
-    there = ", ".join(["cpu", *(device.name for device in gpus)])
+    there = ", ".join(["cpu", *gpus])
     raise DeviceNotFoundError(
         f"there is no device {text!r:.60}; there are {there}. Where a GPU is missing, llama-cpp-python was built "
         f'without it: CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-cache-dir llama-cpp-python'

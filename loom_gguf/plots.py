@@ -17,8 +17,8 @@ from rich.text import Text
 
 from .analysis import Floats, hidden_state_rows, row_norms, row_turns
 from .errors import StatesError, StatesFileError
+from .picture import Picture
 from .states import States
-from .states_file import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +28,6 @@ Measure = Literal["turn", "norm"]
 
 _FONT = "DejaVu Sans"  # comes with matplotlib, so pictures look alike everywhere
 _NO_VALUE = "#e3120b"  # not a colour of the scale: NaN and Inf are seen at once
-_DPI = 150
 _MAX_TICKS = 100  # more tick labels than this along an axis cannot be read
 _MAX_INCHES = 26
 _LABEL_LENGTH = 16
@@ -139,7 +138,24 @@ def heat_map(
     measure: Measure = "turn",
     n_prompt: int | None = None,
 ) -> None:
-    """Draw layers x tokens as a PNG file.
+    """Draw layers x tokens as a PNG file; see `draw_heat_map`."""
+    target = Path(path)
+    if target.suffix.lower() != ".png":
+        raise StatesFileError(f"pictures are PNG files, so {target} must end in .png")
+    if not target.parent.is_dir():
+        raise StatesFileError(f"there is no folder {target.parent}: make it first, or choose another path")
+    draw_heat_map(states, texts, title=title, measure=measure, n_prompt=n_prompt).save(target)
+
+
+def draw_heat_map(
+    states: States,
+    texts: Sequence[str] | None,
+    *,
+    title: str | None = None,
+    measure: Measure = "turn",
+    n_prompt: int | None = None,
+) -> Picture:
+    """Layers x tokens.
 
     texts: one per token (row), for the labels; None writes token ids.
     measure: "turn" is the angle in degrees between each hidden state and the captured one below it, so that a row
@@ -153,11 +169,6 @@ def heat_map(
     from matplotlib.figure import Figure
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
-    target = Path(path)
-    if target.suffix.lower() != ".png":
-        raise StatesFileError(f"pictures are PNG files, so {target} must end in .png")
-    if not target.parent.is_dir():
-        raise StatesFileError(f"there is no folder {target.parent}: make it first, or choose another path")
     picture = _map(states, texts, measure, n_prompt)
     n_layers, n_tokens = picture.values.shape
 
@@ -183,9 +194,7 @@ def heat_map(
     if np.isnan(picture.values).any():
         heading += "\nred: no number (NaN, Inf or a state of length 0)"
     axes.set_title(heading, loc="left", family=_FONT, fontsize=11, pad=20, parse_math=False)
-
-    with replacing(target, "the picture") as temporary:
-        figure.savefig(temporary, format="png", dpi=_DPI, metadata={"Software": "loom_gguf"})
+    return Picture(figure, f"{picture.title}, {n_layers} layers x {n_tokens} tokens")
 
 
 def _ticks(axes: Axes, tokens: list[str], layers: list[str]) -> None:

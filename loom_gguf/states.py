@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from .compression import CompressedRows, CompressedStates, Kind, check_kind, compress_rows
 from .errors import CaptureUnsupportedError, NotCapturedError, StatesError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+
+    from .picture import Picture
+    from .plots import Measure
+    from .tables import Texts
 
 Array = npt.NDArray[Any]
 
@@ -104,6 +112,11 @@ class States(Mapping[str, Array]):
         n_bytes = self.nbytes
         return f"<States: {len(self._values)} nodes, {len(self.tokens)} rows, {n_bytes / 1e6:.1f} MB>"
 
+    def _repr_html_(self) -> str:
+        from .notebook import states_html
+
+        return states_html(self)
+
     # -- hidden states ------------------------------------------------------------------------------------------
 
     @property
@@ -157,6 +170,49 @@ class States(Mapping[str, Array]):
         """Keys of the captured nodes that have no rows."""
         return [key for key, value in self._values.items() if value.row_axis is None]
 
+    # -- looking at them ----------------------------------------------------------------------------------------
+
+    def plot(
+        self,
+        texts: Texts | None = None,
+        *,
+        title: str | None = None,
+        measure: Measure = "turn",
+        n_prompt: int | None = None,
+    ) -> Picture:
+        """Layers x tokens as a picture, which a notebook shows and `.save(path)` writes.
+
+        texts: the model, which knows each token's text, or one text per row; None writes token ids. The other
+        arguments are those of `plots.heat_map`.
+        """
+        from .plots import draw_heat_map
+        from .tables import texts_of
+
+        return draw_heat_map(self, texts_of(self, texts), title=title, measure=measure, n_prompt=n_prompt)
+
+    def to_dataframe(self, texts: Texts | None = None, *, nodes: Iterable[str] | None = None) -> pd.DataFrame:
+        """One line per hidden state and token, one float32 column per feature (0 to n_embd - 1). Needs pandas.
+
+        The index has the levels state ("embedding", "0", "1", ..., "final"), node, position, token_id and, where
+        `texts` gives them (a model, or one text per row), token. `frame.xs("5", level="state")` is layer 5,
+        `frame.reset_index()` makes the levels columns, and `frame.stack()` puts one number on each line.
+
+        nodes: other nodes to put into the table, of one width; their names stand in the level state too.
+        """
+        from .tables import to_dataframe
+
+        return to_dataframe(self, texts, nodes)
+
+    def to_xarray(self, texts: Texts | None = None, *, nodes: Iterable[str] | None = None) -> xr.DataArray:
+        """The hidden states as one array with named axes: state, position and feature, float32. Needs xarray.
+
+        Along state lie the labels "embedding", "0", "1", ..., "final" and the coordinate node; along position the
+        coordinates token_id and, as in `to_dataframe`, token. nodes: as in `to_dataframe`.
+        """
+        from .tables import to_xarray
+
+        return to_xarray(self, texts, nodes)
+
     # -- files --------------------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str], *, metadata: Mapping[str, Any] | None = None) -> None:
@@ -184,7 +240,7 @@ class States(Mapping[str, Array]):
             else CompressedRows(value.array)
             for key, value in self._values.items()
         }
-        return CompressedStates(rows, kind, self)
+        return CompressedStates(rows, kind, self.with_numbers({key: each.data for key, each in rows.items()}))
 
     # -- parts --------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,8 @@ NAME is KEY itself, except where that name is taken. An array's rows come first;
 is the whole tensor. `cell_axis` is the array's dimension that counts positions (attention weights have one). The text
 stands in a .safetensors file's own metadata as "loom_gguf.states", and in an .npz file as the array "__metadata__" (a
 str without dimensions).
+
+Files of PyTorch's hidden states, with no such text, can be read too: `hugging_face_states` says how to write them.
 """
 
 from __future__ import annotations
@@ -26,13 +28,14 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .errors import StatesError, StatesFileError
+from .hugging_face_states import from_hugging_face, is_hugging_face, is_hugging_face_name
 from .states import Array, NodeValues, Roles, States
 
 if TYPE_CHECKING:
@@ -43,6 +46,8 @@ VERSION = 1
 SUFFIXES = (".safetensors", ".npz")
 _JSON = "__metadata__"  # also what safetensors calls its own, so no array may have this name
 _TAKEN = ("tokens", "positions", _JSON)
+
+_HUGGING_FACE_TYPES = ("F64", "F32", "F16", "I64", "I32", "U32", "I16", "U16")
 
 _ABOUT_NODES = ("row_axis", "occurrence", "cell_axis")  # fields of NodeValues
 
@@ -68,9 +73,14 @@ def save_states(states: States, path: StrPath, *, metadata: Mapping[str, Any] | 
 
 
 def load_states(path: StrPath) -> States:
-    """The states that `save_states` wrote, bit for bit."""
+    """The states that `save_states` wrote, bit for bit; or PyTorch's, from a file as `hugging_face_states` says."""
     path = Path(path)
     arrays, header = _read(path)
+    if header is None:
+        try:
+            return from_hugging_face(arrays)
+        except StatesFileError as error:
+            raise StatesFileError(f"{path} holds no hidden states as PyTorch's are to be written: {error}") from None
     try:
         roles = header["roles"]
         return States(
@@ -94,9 +104,10 @@ def load_states(path: StrPath) -> States:
 
 
 def read_metadata(path: StrPath) -> dict[str, Any]:
-    """What `save_states` was given as `metadata`."""
+    """What `save_states` was given as `metadata`; nothing for a file that PyTorch wrote."""
     path = Path(path)
-    metadata = _read(path, arrays_too=False)[1].get("metadata")
+    header = _read(path, arrays_too=False)[1]
+    metadata = {} if header is None else header.get("metadata")
     if not isinstance(metadata, dict):
         raise StatesFileError(f"{path} is damaged (no metadata): write it again")
     return metadata
@@ -195,8 +206,11 @@ def _to_arrays(states: States) -> tuple[dict[str, Array], dict[str, Any]]:
     }
 
 
-def _read(path: Path, *, arrays_too: bool = True) -> tuple[dict[str, Array], dict[str, Any]]:
-    """The arrays and the header of a file, checked to be one of ours that this version understands."""
+def _read(path: Path, *, arrays_too: bool = True) -> tuple[dict[str, Array], dict[str, Any] | None]:
+    """The arrays and the header of a file, checked to be one that this version understands.
+
+    A file of PyTorch's hidden states has no header.
+    """
     if path.suffix not in SUFFIXES:
         raise StatesFileError(f"{path} is no file of states: their names end in {' or '.join(SUFFIXES)}")
     read: Callable[[Path, bool], tuple[dict[str, Array], str | None]]
@@ -211,10 +225,13 @@ def _read(path: Path, *, arrays_too: bool = True) -> tuple[dict[str, Array], dic
         header = json.loads(text) if text is not None else None
     except ValueError as error:
         raise StatesFileError(f"{path} is damaged ({error}): write it again") from None
+    if text is None and path.suffix == ".safetensors" and is_hugging_face(arrays):
+        return arrays, None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise StatesFileError(
             f"{path} holds no states (it lacks what loom_gguf writes beside the arrays): such files come from "
-            f"states.save(...) or `loom-gguf run --out`"
+            f"states.save(...) or `loom-gguf run --out`. One from PyTorch needs arrays called tokens and "
+            f"hidden_states.0 to hidden_states.N"
         )
     if header.get("version") != VERSION:
         raise StatesFileError(
@@ -258,10 +275,29 @@ def _read_safetensors(path: Path, arrays_too: bool) -> tuple[dict[str, Array], s
     try:
         with safe_open(path, framework="numpy") as file:
             text = (file.metadata() or {}).get(FORMAT)
-            names = file.keys() if arrays_too and text is not None else ()
+            names = list(file.keys())
+            if text is None and is_hugging_face(names):
+                return _read_hugging_face(path, file, names), None
+            names = names if arrays_too and text is not None else []
             return {name: file.get_tensor(name) for name in names}, text
     except (SafetensorError, ValueError) as error:
         raise _damaged(path, error) from None
+
+
+def _read_hugging_face(path: Path, file: Any, names: Iterable[str]) -> dict[str, Array]:
+    """The arrays that mean something to `from_hugging_face`; bfloat16, which numpy lacks, becomes float32."""
+    from safetensors import deserialize
+
+    types = {name: file.get_slice(name).get_dtype() for name in names if is_hugging_face_name(name)}
+    arrays = {name: file.get_tensor(name) for name, dtype in types.items() if dtype in _HUGGING_FACE_TYPES}
+    if "BF16" in types.values():
+        for name, tensor in deserialize(path.read_bytes()):  # type: ignore[no-untyped-call]
+            if types.get(name) == "BF16":
+                halves = np.frombuffer(tensor["data"], "<u2").astype(np.uint32) << 16
+                arrays[name] = halves.view(np.float32).reshape(tensor["shape"])
+    for name in types.keys() - arrays.keys():
+        raise StatesFileError(f"{name} in {path} has the type {types[name]}: write it as float32 (tensor.float())")
+    return arrays
 
 
 def _write_npz(path: Path, arrays: Mapping[str, Array], text: str) -> None:

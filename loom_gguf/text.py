@@ -41,9 +41,10 @@ class TextStream:
         if self.stopped:
             return ""
         self._held += text
-        found = [at for at in (self._held.find(s) for s in self._stop) if at >= 0]
+        # The one that is complete first, whatever the pieces: then generating can end without waiting for another.
+        found = [(at + len(s), at) for s in self._stop if (at := self._held.find(s)) >= 0]
         if found:
-            out, self._held = self._held[: min(found)], ""
+            out, self._held = self._held[: min(found)[1]], ""
             self.stopped = True
             return out
         keep = self._possible_stop()

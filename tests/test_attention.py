@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from oracle import GELU, fidelity_file, random_tokens, relative_error, torch_says
+from oracle import GELU, random_tokens, relative_error, torch_says
 
-from loom_gguf import Capture, CaptureUnsupportedError, Model, UnknownNodeError
+from loom_gguf import AttentionUnsupportedError, Capture, UnknownNodeError
 
 ATTENTION = Capture.names(["kq_soft_max-*"])
 NAMES = (
@@ -77,15 +77,20 @@ def test_two_generations_cannot_share_a_cache(shared):
     model = shared("llama")
     other = model.generate(random_tokens(3), max_tokens=4)
     next(other)
-    with pytest.raises(CaptureUnsupportedError, match="close"):
+    with pytest.raises(AttentionUnsupportedError, match="close"):
         model.forward([1, 2], ATTENTION)
     other.close()
     assert model.forward([1, 2], ATTENTION)["kq_soft_max-0"].shape == (2, 4, 2)
 
 
-def test_flash_attention_has_no_weights():
-    with Model(fidelity_file("llama")) as model, pytest.raises(UnknownNodeError, match='precision="exact"'):
-        model.forward([1, 2], Capture.names(["kq_soft_max-0"]))
+def test_flash_attention_has_no_weights(shared):
+    model = shared("llama", precision="fast")
+    for name in ("kq_soft_max-0", "kq_soft_max-0#0", "kq_soft_max-*", "kq-1", "*soft_max*"):
+        with pytest.raises(AttentionUnsupportedError, match='precision="exact"'):
+            model.forward([1, 2], Capture.names([name]))
+    for name in ("kqv_nonsense", "nonsense-*"):
+        with pytest.raises(UnknownNodeError):
+            model.forward([1, 2], Capture.names([name]))
 
 
 def test_compressed_without_the_padding(shared):

@@ -11,6 +11,7 @@ import pytest
 from oracle import DECODERS, open_model, random_tokens
 
 from loom_gguf import (
+    AttentionUnsupportedError,
     Capture,
     CaptureUnsupportedError,
     LayerRangeError,
@@ -146,7 +147,7 @@ def test_unknown_nodes_are_told_what_is_near(llama):
 
 
 def test_attention_weights_need_exact_mode(shared):
-    with pytest.raises(UnknownNodeError, match='precision="exact"'):
+    with pytest.raises(AttentionUnsupportedError, match='precision="exact"'):
         shared("llama", precision="fast").forward(PROMPT, Capture.names(["kq_soft_max-0"]))
 
 

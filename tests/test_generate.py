@@ -158,7 +158,7 @@ STOPS = st.lists(st.text(st.sampled_from("abé\ufffd"), min_size=1, max_size=3),
 @settings(max_examples=400, deadline=None)
 @given(PIECES, STOPS)
 def test_cuts_between_pieces_never_show(pieces, stop):
-    """Whatever the pieces, the text is that of all their bytes, up to the first stop string in it."""
+    """Whatever the pieces, the text is that of all their bytes, up to the stop string that is complete first."""
     check_stream(pieces, stop)
 
 
@@ -179,9 +179,16 @@ def check_stream(pieces: list[bytes], stop: list[str]) -> None:
     else:
         shown += stream.finish()
     whole = b"".join(pieces).decode(errors="replace")
-    ends = [at for at in (whole.find(s) for s in stop) if at >= 0]
-    assert shown == whole[: min(ends, default=len(whole))]
-    assert stream.stopped == bool(ends)
+    found = [(at + len(s), at) for s in stop if (at := whole.find(s)) >= 0]  # the first to be complete counts
+    assert shown == whole[: min(found)[1] if found else None]
+    assert stream.stopped == bool(found)
+
+
+def test_of_two_stops_the_first_to_be_complete_counts_however_the_text_is_cut():
+    for pieces in ([b"bab"], [b"b", b"a", b"b"], [b"ba", b"b"]):
+        check_stream(pieces, ["a", "bab"])
+    for pieces in ([b"xab"], [b"x", b"a", b"b"]):
+        check_stream(pieces, ["b", "ab"])
 
 
 def test_text_comes_as_soon_as_it_is_certain():

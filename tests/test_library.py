@@ -12,6 +12,7 @@ from pathlib import Path
 import gguf_edit
 import numpy as np
 import pytest
+from reading import read_again_and_again
 from stores import FIDELITY, LLAMA, HuggingFaceCache, LMStudioFolder, OllamaStore
 
 from loom_gguf import Capture, Model, ModelNotFoundError
@@ -347,24 +348,13 @@ def test_where_places_are() -> None:
 # -- two programs at once -----------------------------------------------------------------------------------------
 
 
-def _read_again_and_again(rounds: int, connection) -> None:  # type: ignore[no-untyped-def]
-    library = Library(LibrarySettings.read(os.environ))
-    seen = set()
-    for _ in range(rounds):
-        for entry in library.entries():
-            if entry.name == "stays":
-                seen.add((entry.digest, str(entry.problem)))
-            library.where(entry.name)
-    connection.send(seen)
-
-
 def test_two_programs_read_while_a_third_one_writes(machine: Machine) -> None:
     manifest = machine.ollama.add("stays", system="x")
     pipes = []
     spawn = multiprocessing.get_context("spawn")
     for _ in range(2):
         here, there = spawn.Pipe()
-        process = spawn.Process(target=_read_again_and_again, args=(20, there))
+        process = spawn.Process(target=read_again_and_again, args=(20, there))
         process.start()
         pipes.append((process, here))
     n = 0

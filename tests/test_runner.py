@@ -386,14 +386,6 @@ async def leave_at_once(runner: Runner) -> None:
         assert isinstance(await anext(events), Started)
 
 
-async def patiently(ask: Callable[[], Coroutine[Any, Any, Any]]) -> None:
-    """Ask again while the one before takes its step to leave the queue."""
-    while True:
-        with suppress(EngineBusyError):
-            await ask()
-            return
-
-
 def test_a_request_that_waits_for_a_sequence_can_be_given_up():
     async def scenario() -> None:
         async with running(n_parallel=1, max_waiting=1) as runner:
@@ -402,8 +394,8 @@ def test_a_request_that_waits_for_a_sequence_can_be_given_up():
                 await anext(working)
                 await anext(working)
                 for _ in range(3):
-                    await patiently(lambda: leave_at_once(runner))
-            await patiently(lambda: all_of(runner, asking([1], max_tokens=2)))
+                    await leave_at_once(runner)
+            await all_of(runner, asking([1], max_tokens=2))
             await until(lambda: count_threads(runner.pid) <= n_threads)
 
     go(scenario)

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from .. import __version__
 from ..errors import LoomError
-from . import ollama, openai
+from . import loom, ollama, openai
 from .documented import document
 from .errors import RequestError, dialect_of, told
 from .guards import Guards
@@ -39,11 +39,12 @@ def create_app(services: Services) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.services = services
-    app.include_router(ollama.router())
-    app.include_router(openai.router())
+    for api in (ollama, openai, loom):
+        app.include_router(api.router())
     app.add_api_route("/openapi.json", _openapi, methods=["GET"], include_in_schema=False, response_model=None)
-    for kind in (LoomError, RequestError, Exception):
+    for kind in (LoomError, RequestError):
         app.add_exception_handler(kind, _on_error)
+    app.add_exception_handler(Exception, _on_unexpected)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_middleware(Guards, settings=services.settings)
     app.add_middleware(Counting, metrics=services.metrics)
@@ -57,6 +58,13 @@ async def _openapi(request: Request) -> Response:
 
 async def _on_error(request: Request, error: Exception) -> Response:
     return error_response(error, request.url.path)
+
+
+async def _on_unexpected(request: Request, error: Exception) -> Response:
+    response = error_response(error, request.url.path)
+    # Starlette raises it again, for which uvicorn closes the connection: without a word the client would use it again.
+    response.headers["Connection"] = "close"
+    return response
 
 
 async def _on_http(request: Request, error: Exception) -> Response:

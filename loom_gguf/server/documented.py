@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from starlette.responses import Response
 Handler = Callable[[Request], Awaitable[Response]]
 
 _JSON = "application/json"
+_PARAMETER = re.compile(r"\{(\w+)")
 _SCHEMAS = "x-schemas"  # in a route's extras until the document is made: schemas by name
 _REFERENCE = "#/components/schemas/{model}"
 _ERROR: dict[int | str, dict[str, Any]] = {"default": {"description": "An error, in words", "content": {_JSON: {}}}}
@@ -30,7 +32,12 @@ def add(
 ) -> None:
     """Add a route. `methods`: names with spaces between them. `answers`: media types, likewise."""
     content: dict[str, Any] = {kind: {} for kind in answers.split()}
-    extras = {} if body is None else _request_body(body)
+    extras: dict[str, Any] = {} if body is None else _request_body(body)
+    if names := _PARAMETER.findall(path):
+        # The handlers take them from the request, so FastAPI does not know of them.
+        extras["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
+        ]
     for method in methods.split():
         routes.add_api_route(
             path,
@@ -56,5 +63,7 @@ def document(app: FastAPI) -> dict[str, Any]:
     schemas = made.setdefault("components", {}).setdefault("schemas", {})
     for operations in made["paths"].values():
         for operation in operations.values():
-            schemas |= operation.pop(_SCHEMAS, {})
+            for name, schema in operation.pop(_SCHEMAS, {}).items():
+                if schemas.setdefault(name, schema) != schema:
+                    raise ValueError(f"two schemas are called {name}: rename one of the classes")
     return made

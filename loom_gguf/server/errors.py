@@ -15,7 +15,13 @@ from ..errors import LoomError
 logger = logging.getLogger(__name__)
 
 INVALID_HIDDEN = "Invalid hidden state configuration"
+BUSY = "server busy, please try again.  maximum pending requests exceeded"  # as Ollama says it, to the letter
 TOO_LONG = "the input length exceeds the context length"
+# One context cannot be both quick for many and tell attention weights: whoever starts the server decides.
+NO_ATTENTION = (
+    "attention weights (kq-*, kq_*) can be had only of a server started with --parallel 1 --precision exact; elsewhere "
+    "no name or glob in `nodes` may mean them"
+)
 
 
 class RequestError(Exception):
@@ -60,7 +66,7 @@ _TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (errors.NotOwnModelError, 403, "{}"),
     (errors.StoreError, 400, "{}"),
     (errors.ModelClosedError, 503, "{}"),
-    (errors.EngineBusyError, 503, "{}"),
+    (errors.EngineBusyError, 503, BUSY),
     (errors.ContextFullError, 503, "{}"),
     (errors.PromptTooLongError, 400, TOO_LONG),
     (errors.PromptError, 400, "{}"),
@@ -68,6 +74,7 @@ _TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (errors.NotGenerativeError, 400, "{}"),
     (errors.LayerRangeError, 400, INVALID_HIDDEN + ": {}"),
     (errors.UnknownNodeError, 400, INVALID_HIDDEN + ": {}"),
+    (errors.AttentionUnsupportedError, 400, INVALID_HIDDEN + ": " + NO_ATTENTION),
     (errors.CaptureUnsupportedError, 400, "Hidden state capture not supported for this model type"),
     (errors.CaptureMemoryError, 500, "Failed to allocate memory for hidden state capture"),
     (errors.RowMismatchError, 500, "{}"),

@@ -56,6 +56,10 @@ class Metrics:
             "loom_model_load_latency_seconds", "Loading a model", buckets=_SECONDS, registry=registry
         )
         self._loaded = Gauge("loom_models_loaded", "Models in memory now", registry=registry)
+        self._gpu_used = Gauge(
+            "loom_gpu_memory_used_bytes", "Memory of a GPU in use, by anybody", ["device"], registry=registry
+        )
+        self._gpu_total = Gauge("loom_gpu_memory_total_bytes", "Memory of a GPU", ["device"], registry=registry)
 
     def timing(self, load: Callable[[LoadParams], Awaitable[Loaded]]) -> Callable[[LoadParams], Awaitable[Loaded]]:
         """The same loader, its successes counted and timed."""
@@ -85,6 +89,11 @@ class Metrics:
         """The last byte is sent, or the client has gone."""
         self._requests.labels(endpoint, method, str(status)).inc()
         self._latency.labels(endpoint, method).observe(seconds)
+
+    def gpu(self, device: str, used: int, total: int) -> None:
+        """A GPU's memory now, in bytes."""
+        self._gpu_used.labels(device).set(used)
+        self._gpu_total.labels(device).set(total)
 
     def text(self, manager: ManagerLike) -> bytes:
         """Everything in Prometheus's text form."""

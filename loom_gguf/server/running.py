@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -13,7 +13,8 @@ from typing import TypeVar
 from ..errors import NotGenerativeError
 from ..jobs import Finished, PromptRows, Token
 from ..requests import Embedded, EmbedRequest, GenerateRequest, LoadParams, ModelInfo, Started
-from .errors import describe
+from ..settings import ServerSettings
+from .errors import BodyError, RequestError, describe
 from .services import Services, Summary
 
 Result = TypeVar("Result")
@@ -81,14 +82,16 @@ def _note(summary: Summary, event: Event) -> None:
         summary.outcome = "done"  # before the client has all of it, and goes
 
 
-async def embedding(found: Services, use: Use, requests: Sequence[EmbedRequest]) -> tuple[list[Embedded], float]:
-    """Vectors in the requests' order, and the seconds that it took to get the model."""
+async def embedding(
+    found: Services, use: Use, requests: Sequence[EmbedRequest], name: str | None = None
+) -> tuple[list[Embedded], float]:
+    """Vectors in the requests' order, and the seconds that it took to get the model. `name`: as in in_order()."""
     summary = Summary(use.name, use.endpoint)
     try:
         async with found.manager.use(use.params, use.keep_alive) as runner:
             load_seconds = time.perf_counter() - summary.started
-            # No more at once than the model computes at once: the queue is other clients' too.
-            embedded = await in_order([partial(runner.embed, request) for request in requests], found.settings.parallel)
+            works = [partial(runner.embed, request) for request in requests]
+            embedded = await in_order(works, at_once(found.settings), name)
         summary.n_prompt = sum(each.n_prompt for each in embedded)
         summary.outcome = "done"
         found.metrics.embedded(len(embedded), time.perf_counter() - summary.started - load_seconds)
@@ -100,20 +103,53 @@ async def embedding(found: Services, use: Use, requests: Sequence[EmbedRequest])
         summary.write()
 
 
-async def in_order(work: Sequence[Callable[[], Awaitable[Result]]], at_once: int) -> list[Result]:
-    """The results of all, in their order; so many at once. The first error cancels the others."""
+@asynccontextmanager
+async def holding(found: Services, use: Use) -> AsyncIterator[None]:
+    """The model stays loaded between several requests of one client. What they do is logged with each of them."""
+    async with AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(found.manager.use(use.params, use.keep_alive))
+        except Exception as error:
+            Summary(use.name, use.endpoint, outcome=f"error {describe(error).text}").write()
+            raise
+        yield
+
+
+def at_once(settings: ServerSettings) -> int:
+    """How many of one client's requests run at a time: what the model computes at once. The queue is others' too."""
+    return min(settings.parallel, settings.queue)
+
+
+async def in_order(
+    works: Sequence[Callable[[], Awaitable[Result]]], at_once: int, name: str | None = None
+) -> list[Result]:
+    """The results of all, in their order; the first error ends all of them.
+
+    `name`: what the client calls the list, so that an error can say which item it is of.
+    """
     done: dict[int, Result] = {}
-    left = iter(enumerate(work))
+    left = iter(enumerate(works))
 
-    async def some() -> None:
+    async def work() -> None:
         for at, each in left:
-            done[at] = await each()
+            try:
+                done[at] = await each()
+            except BodyError:  # of all of them
+                raise
+            except Exception as error:
+                raise error if name is None else _of_item(error, f"{name}[{at}]") from None
 
-    tasks = [asyncio.create_task(some()) for _ in range(min(at_once, len(work)))]
+    tasks = [asyncio.create_task(work()) for _ in range(min(at_once, len(works)))]
     try:
         await asyncio.gather(*tasks)
     finally:  # after an error or a cancellation nobody goes on
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    return [done[at] for at in range(len(work))]
+    return [done[at] for at in range(len(works))]
+
+
+def _of_item(error: Exception, item: str) -> RequestError:
+    problem = describe(error)
+    text = problem.text if problem.detail is None else f"{problem.text}: {problem.detail}"
+    return RequestError(problem.status, f"{item}: {text}")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from starlette.requests import Request
 
+from ..errors import ModelNotFoundError
 from ..library import Extras
 from ..pull.shared import SharedPulls
 from ..requests import LoadParams
@@ -22,6 +23,8 @@ from .tokens import TokenTexts
 
 logger = logging.getLogger(__name__)
 
+_MAX_FOUND = 1000  # names, which differ in case too, so that clients can make many
+
 
 @dataclass(frozen=True)
 class Services:
@@ -32,10 +35,25 @@ class Services:
     settings: ServerSettings
     metrics: Metrics = field(default_factory=Metrics)
     pulls: SharedPulls = field(default_factory=SharedPulls)
+    _found: dict[str, tuple[Entry, Facts, Extras]] = field(default_factory=dict)  # by name, what find() found
 
     async def find(self, name: str) -> tuple[Entry, Facts, Extras]:
-        """A model, what its file says, and what a store adds to that; ModelNotFoundError where there is none."""
-        return await asyncio.to_thread(self._find, name)
+        """A model, what its file says, and what a store adds to that; ModelNotFoundError where there is none.
+
+        A model whose file was deleted is there as long as it is loaded, which needs no file any more.
+        """
+        try:
+            found = self._found[name] = await asyncio.to_thread(self._find, name)
+        except ModelNotFoundError:
+            if name not in self._found:
+                raise
+            found = self._found[name]
+            if found[0].path not in {model.path for model in self.manager.loaded()}:
+                del self._found[name]
+                raise
+        while len(self._found) > _MAX_FOUND:
+            del self._found[next(iter(self._found))]
+        return found
 
     def _find(self, name: str) -> tuple[Entry, Facts, Extras]:
         entry = self.models.find(name)

@@ -9,7 +9,6 @@ import pytest
 
 # Behind all others: their folders have a conftest.py too.
 sys.path.append(str(Path(__file__).parent))  # for stand_ins.py
-sys.path.append(str(Path(__file__).parent.parent))  # for stores.py
 
 from stand_ins import FIDELITY, Pull, StandIn, stand_in
 

@@ -37,6 +37,12 @@ def row(key: str, position: int) -> np.ndarray:
     return rng.normal(size=N_EMBD).astype(np.float32)
 
 
+def attention(il: int, position: int) -> np.ndarray:
+    """float32 (n_head, position + 1)."""
+    weights = np.random.default_rng([100 + il, position]).random((2, position + 1))
+    return (weights / weights.sum(axis=-1, keepdims=True)).astype(np.float32)
+
+
 def states(request: GenerateRequest, tokens: list[int], start: int, *, single: bool = False) -> Captured:
     capture = request.capture
     assert capture is not None
@@ -44,6 +50,9 @@ def states(request: GenerateRequest, tokens: list[int], start: int, *, single: b
     keys = {f"l_out-{il}" for il in layers} | set(capture.patterns)
     keys |= ({"embd"} if capture.embedding else set()) | ({"result_norm"} if capture.final else set())
     values = {}
+    if "kq_soft_max-*" in keys:
+        for il in range(N_LAYER):
+            values[f"kq_soft_max-{il}"] = NodeValues(attention(il, start)[None], 0)
     for key in [key for key in KEYS if key in keys]:
         if key == "mask":
             values[key] = NodeValues(np.arange(6, dtype=np.float32).reshape(2, 3), None)
@@ -98,7 +107,8 @@ class FakeRunner:
             if request.prompt_rows:
                 for part in np.array_split(np.arange(n - 1), self.pieces):
                     yield PromptRows(states(request, [prompt[i] for i in part], int(part[0])))
-            for i, text in enumerate(self.texts[: request.max_tokens]):
+            said = self.texts[: request.max_tokens]
+            for i, text in enumerate(said):
                 if self.hold:
                     await self.hold.wait()
                 if self.fails_after == i:
@@ -109,8 +119,8 @@ class FakeRunner:
                     of = self.change(of)
                 logprob = -0.5 if request.sampling.logprobs is not None else None
                 top = tuple((50 + i + k, -0.5 - k) for k in range(request.sampling.logprobs or 0))
-                yield Token(50 + i, text, i, n - 1 + i, of, logprob, top)
-            yield Finished("stop", n, 0, len(self.texts), 0.0, 0.25, 0.5)
+                yield Token(50 + i, text, i, n - 1 + i, of, logprob, top, "stop" if i == len(said) - 1 else None)
+            yield Finished("stop", n, 0, len(said), 0.0, 0.25, 0.5)
         finally:
             self.closed += 1
 
@@ -131,6 +141,7 @@ class FakeManager:
     in_use: int = 0
     closed: bool = False
     for_ever: bool = False
+    idle_since: datetime | None = None
 
     @asynccontextmanager
     async def use(self, params: LoadParams, keep_alive: float | None = None) -> AsyncIterator[FakeRunner]:
@@ -147,14 +158,15 @@ class FakeManager:
         used = {params.path: params for params, _ in self.uses if params.path not in self.unloaded}
         until = None if self.for_ever else datetime.now(timezone.utc) + timedelta(minutes=5)
         info = self.runner.info
-        return [LoadedModel(path, params, info, until, self.in_use) for path, params in used.items()]
+        return [LoadedModel(path, params, info, until, self.in_use, self.idle_since) for path, params in used.items()]
 
     def params(self, path: Path) -> LoadParams | None:
         return None
 
     async def unload(self, path: Path) -> bool:
+        known = any(model.path == path for model in self.loaded())
         self.unloaded.append(path)
-        return True
+        return known
 
     async def close(self) -> None:
         self.closed = True

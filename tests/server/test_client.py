@@ -11,7 +11,7 @@ from typing import Any
 import ollama
 import pytest
 from fakes import FakeManager, FakeRunner
-from live import serving, until
+from serving import serving, until
 
 from loom_gguf.server.models import Models
 from loom_gguf.server.services import Services

@@ -62,7 +62,7 @@ def test_refusals(client: TestClient, path: str, body: Any, status: int, text: s
 @pytest.mark.parametrize(
     ("error", "status", "text"),
     [
-        (errors.EngineBusyError("queue full"), 503, "queue full"),
+        (errors.EngineBusyError("9 wait"), 503, "server busy, please try again.  maximum pending requests exceeded"),
         (errors.ModelClosedError("stopping"), 503, "stopping"),
         (errors.PromptTooLongError("5 of 4"), 400, "the input length exceeds the context length"),
         (errors.EmptyPromptError("empty"), 400, "empty"),

@@ -45,7 +45,7 @@ def decode(record: dict[str, Any]) -> np.ndarray:
     values = np.asarray(data, np.float32).astype(np.float64).reshape(record["shape"])
     if record["compression"] == "int8":
         scale = np.asarray(record["scale"], np.float64).reshape(len(values[0]), -1)
-        per_value = np.repeat(scale, -(-values[0, 0].size // scale.shape[1]), axis=1)[:, : values[0, 0].size]
+        per_value = np.repeat(scale, record.get("scale_block", values[0, 0].size), axis=1)[:, : values[0, 0].size]
         values = values * per_value.reshape(values.shape)
     return values[0]
 
@@ -80,6 +80,7 @@ def test_every_record(
         assert record.get("saturated") == (0 if compression == "float16" else None)
         if compression == "int8":
             n_blocks = 1 if block is None else 3
+            assert record.get("scale_block") == block
             assert len(record["scale"]) == n_rows * n_blocks
         if number < len(names):
             assert (record["phase"], record["token_ids"], record["token_index"]) == ("prompt", [7, 8], None)

@@ -12,7 +12,7 @@ import numpy as np
 import openai
 import pytest
 from fakes import N_EMBD, FakeManager, FakeRunner, row
-from live import serving, until
+from serving import serving, until
 from starlette.testclient import TestClient
 
 from loom_gguf import Capture, Model

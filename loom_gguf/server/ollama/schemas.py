@@ -38,7 +38,8 @@ class ExposeHidden(_Request):
     embedding: bool = False  # the input of block 0
     final: bool = False  # the last block's output after the final norm
     nodes: Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=256)] = []
-    # ^ more nodes of the graph: names, name#k, globs
+    # ^ more nodes of the graph: names, name#k, globs. Attention weights (kq_soft_max-i) need a server that was started
+    # with --parallel 1 --precision exact
     compression: Literal["none", "float16", "int8"] = "none"
     encoding: Literal["json", "base64"] = "json"  # base64: little-endian float32, float16 or int8
     scale_block: Annotated[Int, Field(ge=1, le=2**31 - 1)] | None = None  # int8: values per scale; null: a whole row
@@ -187,6 +188,7 @@ class Record(TypedDict):
     next_token_id: NotRequired[int]  # generate: the token that was produced
     encoding: NotRequired[Literal["base64"]]
     scale: NotRequired[Any]  # int8: one per row or per block of it; value = data * scale; null: it had NaN or Inf
+    scale_block: NotRequired[int]  # int8: values per scale, where not a whole row; a row's last block may be shorter
     saturated: NotRequired[int]  # float16: values beyond +-65504 that became +-65504
     dtype: NotRequired[str]  # where the numbers are of no type that `compression` tells, e.g. "int32"
     whole: NotRequired[bool]  # true: the node has no rows, and `shape` is [1, ...its own dimensions]

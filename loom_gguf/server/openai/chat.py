@@ -30,7 +30,7 @@ from ..services import Services, services
 from ..tokens import Logprob, TokenTexts, logprob
 from .answers import SSE, error_event, events, head, sampling, stop_texts, usage, wants_usage
 from .prompts import chat_prompt, schema
-from .schemas import ChatBody
+from .schemas import ChatCompletionBody
 
 Chunk = dict[str, Any]
 
@@ -39,7 +39,7 @@ _ENDPOINT = "/v1/chat/completions"
 
 async def chat(request: Request) -> Response:
     """POST /v1/chat/completions."""
-    body = await read(request, ChatBody)
+    body = await read(request, ChatCompletionBody)
     found = services(request)
     entry, facts, extras = await found.find(body.model)
     asked = found.settings.chat_hidden_states if body.return_hidden_states is None else body.return_hidden_states

@@ -16,7 +16,7 @@ from ...jobs import Finished, Token
 from ...requests import GenerateRequest, Prompt, Started, TextPrompt
 from ..errors import RequestError
 from ..http import Json, gone, read, streamed, unless_gone
-from ..running import Use, generating, in_order
+from ..running import Use, at_once, generating, in_order
 from ..services import Services, services
 from ..tokens import Logprob, TokenTexts, logprob
 from .answers import SSE, error_event, events, head, sampling, stop_texts, usage, wants_usage
@@ -105,7 +105,7 @@ async def _whole(found: Services, call: _Call) -> Chunk:
         return [said async for said in _said(found, call, request)]
 
     # No more at once than the model computes at once: the queue is other clients' too.
-    done = await in_order([partial(one, request) for request in call.requests], found.settings.parallel)
+    done = await in_order([partial(one, request) for request in call.requests], at_once(found.settings))
     choices, ended = [], []
     for index, said in enumerate(done):
         finished = said[-1].finished

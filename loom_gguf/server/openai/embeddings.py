@@ -14,12 +14,12 @@ from ..running import Use, embedding
 from ..services import services
 from ..vectors import pooling_of, shortened
 from .prompts import prompts
-from .schemas import EmbeddingsBody
+from .schemas import EmbeddingInputBody
 
 
 async def embeddings(request: Request) -> Response:
     """POST /v1/embeddings."""
-    body = await read(request, EmbeddingsBody)
+    body = await read(request, EmbeddingInputBody)
     found = services(request)
     entry, facts, _ = await found.find(body.model)
     use = Use("/v1/embeddings", entry.name, found.load_params(entry, facts), None)

@@ -11,7 +11,7 @@ from ...requests import ChatPrompt, Prompt, TextPrompt, TokensPrompt
 from ..conversations import with_own
 from ..errors import RequestError
 from ..models import Facts
-from .schemas import ChatBody
+from .schemas import ChatCompletionBody, Message
 
 _NO_THOUGHTS = "none"  # of reasoning_effort
 
@@ -25,7 +25,7 @@ def prompts(value: str | Sequence[Any]) -> list[Prompt]:
     return [TextPrompt(each) if isinstance(each, str) else TokensPrompt(tuple(each)) for each in value]
 
 
-def chat_prompt(body: ChatBody, facts: Facts, extras: Extras) -> ChatPrompt:
+def chat_prompt(body: ChatCompletionBody, facts: Facts, extras: Extras) -> ChatPrompt:
     """The prompt of a conversation."""
     if not facts.template:
         raise RequestError(400, f"{body.model} cannot chat: its file carries no chat template; use /v1/completions")
@@ -37,7 +37,7 @@ def chat_prompt(body: ChatBody, facts: Facts, extras: Extras) -> ChatPrompt:
     return ChatPrompt(with_own(messages, extras), template=extras.jinja or None, tools=tools, variables=variables)
 
 
-def schema(body: ChatBody) -> dict[str, Any] | None:
+def schema(body: ChatCompletionBody) -> dict[str, Any] | None:
     """The JSON schema that the answer must follow: of the response's format, or of the tools that must be called."""
     must = _tools_that_must_be_called(body)
     if must:
@@ -52,7 +52,7 @@ def schema(body: ChatBody) -> dict[str, Any] | None:
     return form.json_schema.schema_
 
 
-def _tools_that_must_be_called(body: ChatBody) -> list[Mapping[str, Any]]:
+def _tools_that_must_be_called(body: ChatCompletionBody) -> list[Mapping[str, Any]]:
     functions = [tool.get("function") for tool in body.tools or ()]
     if not all(isinstance(each, Mapping) and isinstance(each.get("name"), str) for each in functions):
         raise RequestError(400, "tools: each needs a function with a name")
@@ -83,34 +83,25 @@ def _call(function: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _message(message: Mapping[str, Any], at: int) -> dict[str, Any]:
+def _message(message: Message, at: int) -> dict[str, Any]:
     """A message as templates read it."""
-    role = message.get("role")
-    if not isinstance(role, str) or not role:
-        raise RequestError(400, f'messages[{at}] needs a "role", a string such as "user"')
-    made: dict[str, Any] = {"role": "system" if role == "developer" else role}
-    made["content"] = _text(message.get("content"), at)
-    if calls := message.get("tool_calls"):
-        if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
-            raise RequestError(400, f"messages[{at}].tool_calls must be a list of objects")
-        made["tool_calls"] = [_with_arguments(call) for call in calls]
-    for key in ("name", "tool_call_id", "reasoning_content"):
-        if isinstance(message.get(key), str):
-            made[key] = message[key]
-    return made
+    made: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role}
+    made["content"] = _text(message.content, at)
+    if message.tool_calls:
+        made["tool_calls"] = [_with_arguments(call) for call in message.tool_calls]
+    more = message.model_extra or {}
+    return made | {
+        key: more[key] for key in ("name", "tool_call_id", "reasoning_content") if isinstance(more.get(key), str)
+    }
 
 
-def _text(content: Any, at: int) -> str:
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else [None]
+def _text(content: str | list[dict[str, Any]] | None, at: int) -> str:
+    if isinstance(content, str) or content is None:
+        return content or ""
     texts = []
-    for part in parts:
-        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            kind = part.get("type") if isinstance(part, Mapping) else None
-            raise RequestError(400, f"messages[{at}].content must be text, not {kind or 'anything else'!r:.40}")
+    for part in content:
+        if part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise RequestError(400, f"messages[{at}].content must be text, not {part.get('type')!r:.40}")
         texts.append(part["text"])
     return "".join(texts)
 

@@ -62,10 +62,20 @@ class ResponseFormat(BaseModel):
     json_schema: JsonSchema | None = None
 
 
-class ChatBody(Sampled):
+class Message(BaseModel):
+    """A message of a conversation; what else it has is for the model's template."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    role: str = Field(min_length=1)
+    content: str | list[dict[str, Any]] | None = None  # parts must be of type text
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+class ChatCompletionBody(Sampled):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1)]
     max_tokens: MaxTokens | None = None  # null: until the context is full
     max_completion_tokens: MaxTokens | None = None  # the newer name of it
     logprobs: bool | None = None
@@ -94,7 +104,7 @@ class CompletionBody(Sampled):
     best_of: Int | None = None  # refused beyond 1
 
 
-class EmbeddingsBody(_Request):
+class EmbeddingInputBody(_Request):
     """POST /v1/embeddings."""
 
     input: (

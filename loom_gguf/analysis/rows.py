@@ -1,4 +1,4 @@
-"""Measures of captured hidden states: plain functions from rows to numbers.
+"""The captured hidden states as rows, their lengths, and the angles between them.
 
 S is the number of captured hidden states (embedding, layers, final), T that of rows, E is n_embd.
 """
@@ -10,8 +10,8 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from .errors import NotCapturedError
-from .states import Array, States
+from ..errors import NotCapturedError
+from ..states import Array, States
 
 Floats = npt.NDArray[np.float64]
 
@@ -37,7 +37,7 @@ def row_norms(states: States) -> Floats:
 
     Rows are in the order of `hidden_state_rows`. NaN and Inf in a state give NaN and Inf here.
     """
-    return np.stack([_norm(_flat(array)) for array in hidden_state_rows(states).values()])
+    return np.stack([norms(flat(array)) for array in hidden_state_rows(states).values()])
 
 
 def row_turns(states: States) -> Floats:
@@ -51,22 +51,27 @@ def row_turns(states: States) -> Floats:
     the arc cosine of their product is not. Blocks compared by angle: A. Gromov et al., "The Unreasonable
     Ineffectiveness of the Deeper Layers", 2024.
     """
-    arrays = [_flat(array) for array in hidden_state_rows(states).values()]
+    arrays = [flat(array) for array in hidden_state_rows(states).values()]
     if len(arrays) < 2:
         raise NotCapturedError(
             "a turn needs two hidden states, but only one was captured: capture more layers, or the embedding"
         )
-    with np.errstate(divide="ignore", invalid="ignore"):
-        units = [array / _norm(array)[:, None] for array in arrays]
-        angles = [2 * np.arctan2(_norm(after - before), _norm(after + before)) for before, after in pairwise(units)]
-    return np.asarray(np.degrees(np.stack(angles)))
+    return np.stack([turns(before, after) for before, after in pairwise(arrays)])
 
 
-def _flat(array: Array) -> Floats:
-    """(T, E): a state of several streams ([n_embd, T, 4] in some models) counts as one long vector."""
+def flat(array: Array) -> Floats:
+    """(T, ...) as (T, E), float64: several streams ([n_embd, T, 4] in some models) count as one long vector."""
     return array.reshape(len(array), -1).astype(np.float64)
 
 
-def _norm(rows: Floats) -> Floats:
+def turns(before: Floats, after: Floats) -> Floats:
+    """Angle between row t of one array (T, E) and row t of the other, (T,), in degrees; see `row_turns`."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        u, v = before / norms(before)[:, None], after / norms(after)[:, None]
+        return np.asarray(np.degrees(2 * np.arctan2(norms(v - u), norms(v + u))))
+
+
+def norms(rows: Floats) -> Floats:
+    """Euclidean (L2) length of each row of (T, E), (T,)."""
     with np.errstate(over="ignore", invalid="ignore"):
         return np.asarray(np.sqrt(np.einsum("te,te->t", rows, rows)))
