@@ -17,10 +17,10 @@ import pytest
 from stand_ins import StandIn
 from stores import OllamaStore
 
-sys.path.append(str(Path(__file__).parent.parent / "server"))  # for fakes.py and live.py
+sys.path.append(str(Path(__file__).parent.parent / "server"))  # for fakes.py and serving.py
 
 from fakes import FakeManager, FakeRunner
-from live import serving, until
+from serving import serving, until
 
 from loom_gguf.library import Library, demo_path
 from loom_gguf.pull import OwnStore, Patience, pull
