@@ -5,7 +5,7 @@
 Each case has a number, and each number always gives the same files. They are opened in child processes whose address
 space may grow by 256 MiB at most: whatever takes more ends there, and counts as a crash, like anything that is neither
 a model nor an error in words, and anything that takes longer than a second. Exits with 1 if there is such a case.
-`--first` and `--resume FILE` do it in pieces. Linux only: peaks of memory come from /proc.
+`--first`, `--resume FILE` and `--seconds` do it in pieces. Linux only: peaks of memory come from /proc.
 """
 
 from __future__ import annotations

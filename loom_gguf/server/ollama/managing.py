@@ -89,7 +89,7 @@ async def delete(request: Request) -> Response:
 def _with_store(request: Request, what: str) -> Library:
     library = services(request).models.library
     if library.settings.own is None:
-        raise RequestError(501, f"{what} models is not supported: this server has no store of its own")
+        raise RequestError(400, f"{what} models is not supported: this server has no store of its own")
     return library
 
 
