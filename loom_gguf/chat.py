@@ -74,6 +74,17 @@ def render_chat(
         raise ChatTemplateError(f"the chat template failed: {type(error).__name__}: {error}") from error
 
 
+def check_template(template: str) -> None:
+    """ChatTemplateError where a text is no template."""
+    _check(template, [{"role": "user", "content": ""}], None)
+    try:
+        _ENVIRONMENT.from_string(template)
+    except TemplateSyntaxError as error:
+        raise ChatTemplateError(f"the chat template is broken in its line {error.lineno}: {error.message}") from None
+    except (RecursionError, ValueError, OverflowError):
+        raise ChatTemplateError("the chat template is nested too deep") from None
+
+
 def prompt_tokens(vocab: Vocab, prompt: str) -> list[int]:
     """Token ids of a rendered conversation.
 

@@ -12,6 +12,19 @@ LoomError
 │   ├── ManifestError           what a store of models says of it is damaged, or leads out of the store
 │   └── UnsupportedModelError   it is whole, but in a form that is not run here: adapters, safetensors
 │       └── ForeignEngineError  a GGUF file written for Ollama's own engine
+├── PullError                   a model cannot be fetched
+│   ├── AccessDeniedError       the server wants a token, or another one
+│   ├── UnsafeUrlError          plain http, or a redirect to it, where that was not asked for
+│   ├── RegistryError           the server answers with what is no model, or with an error
+│   ├── DownloadError           the connection does not last, even after all tries
+│   ├── ChecksumError           what came is not what was announced
+│   └── PullCancelledError      nobody waits for it any more
+├── NoSpaceError                the disk has no room for it
+├── StoreError                  our own store cannot be changed like that
+│   └── NotOwnModelError        the model lies in another program's place, which is never changed
+├── QuantizeError               a file cannot be quantized like that
+│   ├── AlreadyQuantizedError   its weights are quantized already
+│   └── ImportanceMatrixError   this type needs an importance matrix
 ├── ModelClosedError            used after close()
 ├── ServerError                 a server refused what its client asked
 ├── ServerUnreachableError      no server answers
@@ -55,11 +68,14 @@ LoomError
 from __future__ import annotations
 
 __all__ = [
+    "AccessDeniedError",
+    "AlreadyQuantizedError",
     "AttentionUnsupportedError",
     "CaptureError",
     "CaptureMemoryError",
     "CaptureUnsupportedError",
     "ChatTemplateError",
+    "ChecksumError",
     "ComparisonError",
     "ContextError",
     "ContextFullError",
@@ -68,11 +84,13 @@ __all__ = [
     "DeviceNotFoundError",
     "DifferentModelsError",
     "DifferentTokensError",
+    "DownloadError",
     "EmptyPromptError",
     "EngineBusyError",
     "EngineVersionError",
     "ForeignEngineError",
     "GrammarError",
+    "ImportanceMatrixError",
     "LabelledFileError",
     "LabelsError",
     "LayerRangeError",
@@ -86,13 +104,19 @@ __all__ = [
     "ModelLoadError",
     "ModelNameError",
     "ModelNotFoundError",
+    "NoSpaceError",
     "NoVocabularyError",
     "NotCapturedError",
     "NotGGUFError",
     "NotGenerativeError",
+    "NotOwnModelError",
     "ProbeError",
     "PromptError",
     "PromptTooLongError",
+    "PullCancelledError",
+    "PullError",
+    "QuantizeError",
+    "RegistryError",
     "RowMismatchError",
     "RunnerDiedError",
     "SamplingError",
@@ -101,9 +125,11 @@ __all__ = [
     "SettingsError",
     "StatesError",
     "StatesFileError",
+    "StoreError",
     "TokenError",
     "TruncatedGGUFError",
     "UnknownNodeError",
+    "UnsafeUrlError",
     "UnsupportedModelError",
 ]
 
@@ -154,6 +180,58 @@ class UnsupportedModelError(ModelLoadError):
 
 class ForeignEngineError(UnsupportedModelError):
     """The GGUF file was written for Ollama's own engine: llama.cpp cannot load it, or would compute other numbers."""
+
+
+class PullError(LoomError):
+    """Base of what can go wrong when a model is fetched."""
+
+
+class AccessDeniedError(PullError):
+    """The server does not give this model to whoever asks."""
+
+
+class UnsafeUrlError(PullError):
+    """An address without encryption, where that was not asked for."""
+
+
+class RegistryError(PullError):
+    """The server's answer is an error, or cannot be understood."""
+
+
+class DownloadError(PullError):
+    """The connection breaks or stalls again and again."""
+
+
+class ChecksumError(PullError):
+    """The bytes that came do not have the checksum that was announced; they were thrown away."""
+
+
+class PullCancelledError(PullError):
+    """The download was stopped; what has come stays, and the next pull goes on from there."""
+
+
+class NoSpaceError(LoomError):
+    """The disk has no room for it."""
+
+
+class StoreError(LoomError):
+    """Our own store cannot be changed like that."""
+
+
+class NotOwnModelError(StoreError):
+    """The model lies in a place that belongs to another program or to the user; nothing is changed there."""
+
+
+class QuantizeError(LoomError):
+    """A file cannot be quantized like that."""
+
+
+class AlreadyQuantizedError(QuantizeError):
+    """The weights are quantized already: doing it again loses more than doing it once."""
+
+
+class ImportanceMatrixError(QuantizeError):
+    """A type of so few bits needs an importance matrix, which is not supported here."""
 
 
 class ModelClosedError(LoomError):

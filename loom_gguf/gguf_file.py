@@ -72,7 +72,7 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
 
     Raises ModelNotFoundError, NotGGUFError, CorruptGGUFError or TruncatedGGUFError.
     """
-    file = _read_header(Path(path))
+    file = read_header(Path(path))
     preflight.check(file)
     return file
 
@@ -83,7 +83,7 @@ def read_model(path: str | os.PathLike[str]) -> GGUFFile:
     Raises also MissingPartError. The offsets of the tensors are those in their parts.
     """
     path = Path(path)
-    first = _read_header(path)
+    first = read_header(path)
     count, number = first.metadata.get("split.count"), first.metadata.get("split.no")
     if not isinstance(count, int) or count <= 1:
         preflight.check(first)
@@ -97,7 +97,7 @@ def read_model(path: str | os.PathLike[str]) -> GGUFFile:
             f"NAME-00001-of-{count:05}.gguf, and the others accordingly"
         )
     files.check()
-    parts = [_read_header(part) for part in files.parts]
+    parts = [read_header(part) for part in files.parts]
     for at, part in enumerate(parts):
         preflight.check_size(part)
         if (part.metadata.get("split.count"), part.metadata.get("split.no")) != (count, at):
@@ -111,7 +111,8 @@ def read_model(path: str | os.PathLike[str]) -> GGUFFile:
     return whole
 
 
-def _read_header(path: Path) -> GGUFFile:
+def read_header(path: Path) -> GGUFFile:
+    """The header of one file as it is, of which nothing is checked but that it can be read."""
     try:
         with path.open("rb") as file:
             magic = file.read(len(_MAGIC))

@@ -14,7 +14,23 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import LoomError
-from . import analyze, compare, demo, lens, listing, nodes, probe, run, serve, show, where
+from . import (
+    analyze,
+    compare,
+    copying,
+    demo,
+    lens,
+    listing,
+    nodes,
+    probe,
+    pull,
+    quantizing,
+    removing,
+    run,
+    serve,
+    show,
+    where,
+)
 
 PROGRAM = "loom-gguf"
 INTERRUPTED = 130  # what shells report after Ctrl-C: 128 + SIGINT
@@ -32,7 +48,8 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action=_Version)
     commands = top.add_subparsers(prog=PROGRAM, title="commands", metavar="COMMAND", dest="command", required=True)
-    for command in (demo, run, analyze, lens, compare, probe, listing, where, show, nodes, serve):
+    models = (listing, where, pull, copying, removing, quantizing, show, nodes)
+    for command in (demo, run, analyze, lens, compare, probe, *models, serve):
         command.add_parser(commands)
     return top
 

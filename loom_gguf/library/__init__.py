@@ -8,6 +8,7 @@ Places, in the order in which they win a name (`loom-gguf where NAME` shows all 
    `~/.local/share/loom_gguf/models`. It is laid out as Ollama lays out its own, so that names have hosts, namespaces
    and tags: `manifests/<host>/<namespace>/<model>/<tag>`, a JSON manifest, and `blobs/sha256-<hex>`. Only this place is
    ever written to; what is being written lies in `partial/`, on the same file system, until it is whole and verified.
+   `split/` has the parts of split models once more, under names by which llama.cpp finds them.
 4. `folder`: loose .gguf files in `$LOOM_MODELS_DIR` (`--models-dir`).
 5. `ollama`: `$OLLAMA_MODELS`, else `~/.ollama/models`, then `/usr/share/ollama/.ollama/models`.
 6. `huggingface`: `$HF_HUB_CACHE`, else `$HF_HOME/hub`, else `~/.cache/huggingface/hub`.

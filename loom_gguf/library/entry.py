@@ -46,7 +46,8 @@ class Entry:
     @property
     def tag(self) -> str:
         """The name as lists show it."""
-        return self.name if ":" in self.name else self.name + LATEST
+        rest = self.name.partition("/")[2] or self.name  # a host may have a port
+        return self.name if ":" in rest else self.name + LATEST
 
     def usable(self) -> Entry:
         """This entry; raises where it has a problem."""
@@ -64,6 +65,7 @@ class Extras:
     params: Mapping[str, Any] = field(default_factory=dict)  # options of Ollama's
     messages: Sequence[Mapping[str, Any]] = ()  # {role, content}, the beginning of every conversation
     licenses: tuple[str, ...] = ()
+    jinja: str = ""  # a template in place of the file's own
 
 
 @dataclass(frozen=True)

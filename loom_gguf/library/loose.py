@@ -16,7 +16,7 @@ from .files import gguf_files, reason
 from .names import bare
 
 _MAX_DEPTH = 6  # folders below the place's own
-_PREFERRED = ("Q4_K_M", "Q4_0", "Q8_0")  # of a repository, where a name does not say
+PREFERRED = ("Q4_K_M", "Q4_0", "Q8_0")  # of a repository, where a name does not say
 # The last piece of a file's name: "Q4_K_M", "IQ2_XXS", "UD-Q4_K_XL", "bf16", "MXFP4_MOE", "TQ1_0".
 _QUANTIZATION = re.compile(
     r"(?:^|[-._])((?:UD[-_])?(?:I?Q\d+(?:_[A-Z0-9]+)*|TQ\d_\d|MXFP4(?:_MOE)?|BF16|FP?16|FP?32))$", re.I
@@ -39,7 +39,7 @@ def repository_candidates(prefix: str, folder: Path, found: Iterable[Files], pla
     for files in models:
         by_tag.setdefault(quantization(files.stem) or files.stem, files)
     tags = {files.path: tag for tag, files in by_tag.items()}
-    usual = next((tag for tag in _PREFERRED if tag in by_tag), next(iter(by_tag), None))
+    usual = next((tag for tag in PREFERRED if tag in by_tag), next(iter(by_tag), None))
     for files in models:
         tag = tags.get(files.path)
         file = files.path.relative_to(folder).as_posix()

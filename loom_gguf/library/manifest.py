@@ -25,6 +25,7 @@ _MAX_SIZE = 2**62  # bytes of a blob, or of a model
 _MAX_EXTRAS = 4 * MAX_TEXT  # bytes of all texts of a model
 _LIST = "manifest.list"  # in the media type of a manifest that only names other ones
 _IMAGE = "application/vnd.ollama.image."
+JINJA = "application/vnd.loom-gguf.template.jinja"  # a template of ours; Ollama's own are in Go's language
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def read_extras(entry: Entry, roots: Iterable[str]) -> Extras:
     if not isinstance(messages, list) or not all(_is_message(message) for message in messages):
         raise ManifestError(f'{entry.name}: its messages must be a list of {{"role", "content"}}')
     licenses = tuple(text.decode("utf-8", "replace") for text in texts.get("license", ()))
-    return Extras(text("system"), text("template") or text("prompt"), params, messages, licenses)
+    return Extras(text("system"), text("template") or text("prompt"), params, messages, licenses, text(JINJA))
 
 
 def read_text_blob(blob: Blob, roots: Iterable[str]) -> bytes:

@@ -7,18 +7,20 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timezone
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ..errors import LoomError, ManifestError, ModelNameError, UnsupportedModelError
 from .entry import Candidate, Entry, Place
 from .files import inside
-from .manifest import Manifest, check_blob, read_config, read_manifest
-from .names import Name, name_of_parts
+from .loose import PREFERRED
+from .manifest import JINJA, Manifest, check_blob, read_config, read_manifest
+from .names import HUGGING_FACE, TAG, Name, lower, name_of_parts
 
 logger = logging.getLogger(__name__)
 
-_TEXTS = frozenset({"system", "template", "prompt", "params", "messages", "license"})
+_TEXTS = frozenset({"system", "template", "prompt", "params", "messages", "license", JINJA})
 _MAX_MANIFESTS = 10_000
 
 
@@ -30,7 +32,9 @@ def candidates(store: Path, place: Place, roots: Iterable[str]) -> Iterator[Cand
         if manifests.exists():
             logger.warning("%s leads out of the folders of models: nothing in it is offered", manifests)
         return
-    for n, parts in enumerate(_below(manifests, 4)):
+    all_parts = list(islice(_below(manifests, 4), _MAX_MANIFESTS + 1))
+    usual = _usual(all_parts) if place == "own" else {}
+    for n, parts in enumerate(all_parts):
         if n >= _MAX_MANIFESTS:
             logger.warning("%s has more than %s models: the rest is not offered", store, f"{_MAX_MANIFESTS:,}")
             return
@@ -40,7 +44,26 @@ def candidates(store: Path, place: Place, roots: Iterable[str]) -> Iterator[Cand
             logger.debug("not offered: %s", error)
             continue
         path = manifests.joinpath(*parts)
-        yield Candidate(name.short, place, partial(read_entry, name, path, store, place, roots))
+        aliases = (f"{name.host}/{name.namespace}/{name.model}",) if usual.get(parts[:3]) == parts[3] else ()
+        yield Candidate(name.short, place, partial(read_entry, name, path, store, place, roots), aliases)
+
+
+def _usual(found: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
+    """Of each repository of Hugging Face the tag that a name without one means, by the other parts of its name."""
+    tags: dict[tuple[str, ...], list[str]] = {}
+    for parts in found:
+        if lower(parts[0]) == HUGGING_FACE:
+            tags.setdefault(parts[:3], []).append(parts[3])
+    return {
+        parts: next((tag for tag in PREFERRED if tag in there), there[0])
+        for parts, there in tags.items()
+        if TAG not in map(lower, there)
+    }
+
+
+def part_name(at: int, n_parts: int) -> str:
+    """The name by which llama.cpp finds part `at`, from 0, of a model in our own store."""
+    return f"model-{at + 1:05}-of-{n_parts:05}.gguf"
 
 
 def read_entry(name: Name, path: Path, store: Path, place: Place, roots: Iterable[str]) -> Entry:
@@ -55,17 +78,24 @@ def read_entry(name: Name, path: Path, store: Path, place: Place, roots: Iterabl
     problem: LoomError | None = None
     try:
         config = read_config(manifest, roots)
-        _refuse(name, manifest, config)
-        check_blob(models[0], roots)
+        check_runnable(name, manifest, config, split=place == "own")
+        for model in models:
+            check_blob(model, roots)
     except LoomError as error:
         problem = error
-    model = models[0].path if len(models) == 1 else None
+    parts = tuple(model.path for model in models)
+    if len(parts) > 1:
+        # Blobs have no names by which llama.cpp could find them: our own store has links with such names.
+        folder = store / "split" / models[0].digest
+        parts = tuple(folder / part_name(at, len(models)) for at in range(len(models))) if place == "own" else ()
+        if problem is None and not all(part.is_file() and inside(part, roots) for part in parts):
+            problem = ManifestError(f"{folder} lacks a part of {name.short}: pull the model again")
     quantization = config.get("file_type")
     return Entry(
         name=name.short,
         place=place,
-        path=model,
-        parts=(model,) if model else (),
+        path=parts[0] if parts else None,
+        parts=parts,
         size=manifest.size,
         modified=modified,
         digest=manifest.digest,
@@ -77,8 +107,11 @@ def read_entry(name: Name, path: Path, store: Path, place: Place, roots: Iterabl
     )
 
 
-def _refuse(name: Name, manifest: Manifest, config: Mapping[str, Any]) -> None:
-    """UnsupportedModelError for what belongs to a model that cannot be run here."""
+def check_runnable(name: Name, manifest: Manifest, config: Mapping[str, Any], *, split: bool) -> None:
+    """UnsupportedModelError for what belongs to a model that cannot be run here.
+
+    split: several model layers are the parts of one model.
+    """
     models = manifest.of("model")
     form = config.get("model_format")
     if config.get("remote_host") or config.get("remote_model"):
@@ -96,7 +129,7 @@ def _refuse(name: Name, manifest: Manifest, config: Mapping[str, Any]) -> None:
         )
     if not models:
         raise UnsupportedModelError(f"{name.short} has no GGUF file: its manifest names no model layer")
-    if len(models) > 1:
+    if len(models) > 1 and not split:
         raise UnsupportedModelError(
             f"{name.short} has {len(models)} model layers, of which only one can be run: pull a GGUF in one file"
         )

@@ -28,6 +28,7 @@ def create_app(services: Services) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        services.pulls.close()
         await services.manager.close()
 
     app = FastAPI(

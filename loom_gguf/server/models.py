@@ -9,7 +9,7 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,10 @@ class Facts:
         """The chat template; empty where there is none."""
         text = self.metadata.get("tokenizer.chat_template")
         return text if isinstance(text, str) else ""
+
+    def with_template(self, template: str) -> Facts:
+        """As if the file carried this chat template."""
+        return replace(self, metadata={**self.metadata, "tokenizer.chat_template": template})
 
     @property
     def can_think(self) -> bool:
@@ -112,6 +116,11 @@ class Models:
         self._hashing: set[Path] = set()
         self._hashing_lock = threading.Lock()  # guards _hashing
         self._one_at_a_time = threading.Lock()  # held while a large file is hashed
+
+    @property
+    def library(self) -> Library:
+        """Where the models come from."""
+        return self._library
 
     def entries(self) -> list[Entry]:
         """All models that can be used, by name."""

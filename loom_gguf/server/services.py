@@ -12,6 +12,7 @@ from starlette.requests import Request
 
 from ..errors import ModelNotFoundError
 from ..library import Extras
+from ..pull.shared import SharedPulls
 from ..requests import LoadParams
 from ..settings import ServerSettings
 from .interfaces import ManagerLike
@@ -33,6 +34,7 @@ class Services:
     manager: ManagerLike
     settings: ServerSettings
     metrics: Metrics = field(default_factory=Metrics)
+    pulls: SharedPulls = field(default_factory=SharedPulls)
     _found: dict[str, tuple[Entry, Facts, Extras]] = field(default_factory=dict)  # by name, what find() found
 
     async def find(self, name: str) -> tuple[Entry, Facts, Extras]:
@@ -55,7 +57,8 @@ class Services:
 
     def _find(self, name: str) -> tuple[Entry, Facts, Extras]:
         entry = self.models.find(name)
-        return entry, self.models.facts(file_of(entry)), self.models.extras(entry)
+        facts, extras = self.models.facts(file_of(entry)), self.models.extras(entry)
+        return entry, facts.with_template(extras.jinja) if extras.jinja else facts, extras
 
     def load_params(self, entry: Entry, facts: Facts, wishes: LoadWishes | None = None) -> LoadParams:
         """How to load it."""

@@ -30,13 +30,19 @@ def test_version_and_root(client: TestClient) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("POST", "/api/pull"), ("POST", "/api/push"), ("POST", "/api/create"), ("POST", "/api/copy"),
-     ("DELETE", "/api/delete"), ("POST", "/api/blobs/sha256:0")],
-)  # fmt: skip
+    [("POST", "/api/push"), ("POST", "/api/blobs/sha256:0")],
+)
 def test_what_is_not_here_says_so(client: TestClient, method: str, path: str) -> None:
     answer = client.request(method, path)
     assert answer.status_code == 501
     assert answer.json()["error"]
+
+
+@pytest.mark.parametrize("way", ["pull", "create", "copy", "delete"])
+def test_a_server_without_a_store_of_its_own(client: TestClient, way: str) -> None:
+    answer = client.request("DELETE" if way == "delete" else "POST", f"/api/{way}", json={"model": "x"})
+    assert answer.status_code == 400
+    assert "no store of its own" in answer.json()["error"]
 
 
 def test_no_such_route(client: TestClient) -> None:

@@ -6,18 +6,26 @@ from fastapi import APIRouter
 
 from ..documented import add
 from ..http import NDJSON
-from . import embedding, generation, listing
-from .schemas import ChatBody, EmbedBody, EmbeddingsBody, GenerateBody, ShowBody
-
-_FILES = "this server offers the .gguf files that it was started with: put a file into its --models-dir instead"
+from . import embedding, generation, listing, managing
+from .schemas import (
+    ChatBody,
+    CopyBody,
+    CreateBody,
+    DeleteBody,
+    EmbedBody,
+    EmbeddingsBody,
+    GenerateBody,
+    PullBody,
+    ShowBody,
+)
 
 _ELSEWHERE = (
-    ("/api/pull", "POST", f"pulling models is not supported; {_FILES}"),
-    ("/api/push", "POST", "pushing models is not supported"),
-    ("/api/create", "POST", f"creating models is not supported; {_FILES}"),
-    ("/api/copy", "POST", f"copying models is not supported; {_FILES}"),
-    ("/api/delete", "DELETE", "deleting models is not supported: this server never changes files"),
-    ("/api/blobs/{digest}", "POST HEAD", f"uploading models is not supported; {_FILES}"),
+    ("/api/push", "POST", "pushing models is not supported: nothing leaves this machine"),
+    (
+        "/api/blobs/{digest}",
+        "POST HEAD",
+        "uploading files is not supported: put a GGUF file into the server's folder of models (--models-dir)",
+    ),
 )
 
 
@@ -34,6 +42,10 @@ def router() -> APIRouter:
     add(routes, "POST", "/api/embed", embedding.embed, body=EmbedBody)
     add(routes, "POST", "/api/embeddings", embedding.embeddings, body=EmbeddingsBody)
     add(routes, "POST", "/api/show", listing.show, body=ShowBody)
+    add(routes, "POST", "/api/pull", managing.pull, body=PullBody, answers=lines)
+    add(routes, "POST", "/api/create", managing.create_model, body=CreateBody, answers=lines)
+    add(routes, "POST", "/api/copy", managing.copy, body=CopyBody)
+    add(routes, "DELETE", "/api/delete", managing.delete, body=DeleteBody)
     for path, methods, what in _ELSEWHERE:
         routes.add_api_route(
             path, listing.refuse(what), methods=methods.split(), response_model=None, include_in_schema=False

@@ -19,8 +19,8 @@ def parameters(params: Mapping[str, Any]) -> str:
 def modelfile(name: str, extras: Extras) -> str:
     """The Modelfile that would make this model of the model `name`."""
     lines = [f"FROM {name}"]
-    if extras.template:
-        lines.append(f"TEMPLATE {_quoted(extras.template)}")
+    if extras.jinja or extras.template:
+        lines.append(f"TEMPLATE {_quoted(extras.jinja or extras.template)}")
     if extras.system:
         lines.append(f"SYSTEM {_quoted(extras.system)}")
     lines += [f"PARAMETER {key} {_value(value)}" for key, value in _pairs(extras.params)]

@@ -35,7 +35,8 @@ def generate_prompt(body: GenerateBody, facts: Facts, extras: Extras = _NOTHING)
     messages = [{"role": "system", "content": system}] if system else []
     messages += beginning(extras)
     messages.append({"role": "user", "content": body.prompt})
-    return ChatPrompt(messages, template=body.template or None, variables=think_variables(body.think, facts))
+    template = body.template or extras.jinja or None
+    return ChatPrompt(messages, template=template, variables=think_variables(body.think, facts))
 
 
 def chat_prompt(body: ChatBody, facts: Facts, extras: Extras = _NOTHING) -> ChatPrompt:
@@ -47,7 +48,12 @@ def chat_prompt(body: ChatBody, facts: Facts, extras: Extras = _NOTHING) -> Chat
         _refuse_go_template(body.model, extras, "take a GGUF of it that carries a chat template")
         raise RequestError(400, f'"{body.model}" does not support chat: its file carries no chat template')
     asked = [_message(message, at) for at, message in enumerate(body.messages or ())]
-    return ChatPrompt(with_own(asked, extras), tools=body.tools or None, variables=think_variables(body.think, facts))
+    return ChatPrompt(
+        with_own(asked, extras),
+        template=extras.jinja or None,
+        tools=body.tools or None,
+        variables=think_variables(body.think, facts),
+    )
 
 
 def check_think(model: str, think: bool | str | None, facts: Facts) -> None:

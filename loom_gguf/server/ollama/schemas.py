@@ -130,6 +130,46 @@ class ShowBody(_Request):
     verbose: bool | None = None  # also long arrays of the metadata, and the tensors; null: false
 
 
+class PullBody(_Request):
+    """POST /api/pull."""
+
+    model: str = Field(default="", validation_alias=AliasChoices("model", "name"))  # required
+    insecure: bool | None = None  # allow plain http, and unknown certificates
+    stream: bool | None = None  # lines as they come; null: true
+    username: str | None = None  # refused
+    password: str | None = None  # refused
+
+
+class CreateBody(_Request):
+    """POST /api/create, where it only names a base."""
+
+    model: str = Field(default="", validation_alias=AliasChoices("model", "name"))  # required: the new name
+    from_: str = Field(default="", alias="from")  # required: the model that it is made of
+    system: str | None = None  # null: the base's
+    template: str | None = None  # Jinja; null: the base's
+    parameters: dict[str, Any] | None = None  # options; the base's stay where they are not named
+    messages: list[dict[str, Any]] | None = None  # {role, content}: how each conversation begins
+    license: str | list[str] | None = None
+    stream: bool | None = None  # lines as they come; null: true
+    files: dict[str, str] | None = None  # refused
+    adapters: dict[str, str] | None = None  # refused
+    quantize: str | None = Field(default=None, validation_alias=AliasChoices("quantize", "quantization"))  # refused
+    modelfile: str | None = None  # refused
+
+
+class CopyBody(_Request):
+    """POST /api/copy."""
+
+    source: str  # a model of our own store
+    destination: str  # its second name
+
+
+class DeleteBody(_Request):
+    """DELETE /api/delete."""
+
+    model: str = Field(default="", validation_alias=AliasChoices("model", "name"))  # required
+
+
 # -- answers ----------------------------------------------------------------------------------------------------
 
 

@@ -34,7 +34,7 @@ def chat_prompt(body: ChatCompletionBody, facts: Facts, extras: Extras) -> ChatP
         variables.setdefault("enable_thinking", False)
     tools = body.tools if body.tools and body.tool_choice != "none" else None
     messages = [_message(each, at) for at, each in enumerate(body.messages)]
-    return ChatPrompt(with_own(messages, extras), tools=tools, variables=variables)
+    return ChatPrompt(with_own(messages, extras), template=extras.jinja or None, tools=tools, variables=variables)
 
 
 def schema(body: ChatCompletionBody) -> dict[str, Any] | None:
