@@ -9,7 +9,8 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LoomError
-from .output import console, info, printable
+from ..report.labels import printable
+from .output import console, info
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars

@@ -6,7 +6,8 @@ import argparse
 import os
 from typing import Any
 
-from .output import info, printable, size_text
+from ..report.labels import printable
+from .output import info, size_text
 
 
 def add_parser(commands: Any) -> None:
