@@ -44,14 +44,26 @@ def manager(runner: FakeRunner) -> FakeManager:
 
 
 @pytest.fixture
+def started() -> list[str]:
+    """Names of pulls that were begun."""
+    return []
+
+
+@pytest.fixture
 def address(
-    library: Library, manager: FakeManager, server: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    library: Library,
+    manager: FakeManager,
+    server: StandIn,
+    started: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[str]:
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no token"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     OllamaStore(tmp_path / "ollama").add("theirs", demo_path(), system="Be brief.", params={"temperature": 0.5})
 
     def start(*args: Any, **more: Any) -> Any:
+        started.append(args[0])
         return pull(*args, **more, patience=QUICK, environ={"HF_ENDPOINT": server.url})
 
     services = Services(Models(library=library), manager, ServerSettings(), pulls=SharedPulls(start))
@@ -114,28 +126,37 @@ def test_pulls_that_are_refused(address: str, body: dict[str, Any], status: int,
     assert (answer.status_code, words in answer.json()["error"]) == (status, True), answer.text
 
 
-def test_one_download_for_all(client: ollama.Client, address: str, server: StandIn, llama: bytes) -> None:
+def test_one_download_for_all(address: str, started: list[str], server: StandIn, llama: bytes) -> None:
     server.add_repository("o/r", {"r.gguf": llama})
-    server.rate = 10**6
+    server.faults.append(("stall", 50_000))  # until all are there
+    waiting: set[int] = set()
 
     async def talk() -> list[list[str]]:
         asked: Any = ollama.AsyncClient(address)
 
-        async def one(name: str) -> list[str]:
-            return [line.status async for line in await asked.pull(name, stream=True)]
+        async def one(number: int, name: str) -> list[str]:
+            statuses = []
+            async for line in await asked.pull(name, stream=True):
+                statuses.append(line.status)
+                waiting.add(number)
+                if len(waiting) == 3:
+                    server.release.set()
+            return statuses
 
         try:
             # The server goes on with other things meanwhile.
             answers = await asyncio.gather(
-                one("hf.co/o/r"), one("hf.co/o/r:latest"), one("hf.co/o/r"), asked.generate("theirs", "hi")
+                one(0, "hf.co/o/r"), one(1, "HF.co/o/r:latest"), one(2, "hf.co/o/r"), asked.generate("theirs", "hi")
             )
             return list(answers[:3])
         finally:
             await asked._client.aclose()
 
     for statuses in asyncio.run(talk()):
+        assert statuses[0] == "pulling manifest"
         assert statuses[-1] == "success"
-    assert server.ranges() == [None]
+    assert server.ranges() == [None, "bytes=50000-"]
+    assert len(started) == 1
 
 
 def test_clients_that_go_away(client: ollama.Client, server: StandIn, store: OwnStore, llama: bytes) -> None:
