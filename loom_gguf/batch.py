@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 from ._native import lib
 from .catalog import Selection
-from .compression import CompressedRows, Kind
+from .compression import CompressedRows, CompressedStates, Kind
 from .errors import DecodeError
 from .states import NodeValues, States
 
@@ -52,8 +53,8 @@ class Rows:
     batch: Batch
     compression: Kind | None = None
 
-    def take(self, which: Array) -> Rows:
-        """Only some of the rows: an index or a mask over `kept`."""
+    def take(self, which: Array | slice) -> Rows:
+        """Only some of the rows: an index or a mask over `kept`; a slice, which copies nothing."""
         arrays = tuple(
             rows
             if node.token_axis is None
@@ -69,27 +70,41 @@ class Rows:
 
     def only(self, selection: Selection) -> Rows:
         """Only the nodes of `selection`, which must be among these."""
+        if selection is self.selection:
+            return self
         by_key = {node.key: rows for node, rows in zip(self.selection.nodes, self.arrays, strict=True)}
         arrays = tuple(by_key[node.key] for node in selection.nodes)
         return Rows(selection, arrays, self.kept, self.batch, self.compression)
 
     def of(self, sequence: int) -> Rows:
         """Only the rows of one sequence."""
-        return self.take(self.batch.sequences[self.kept] == sequence)
+        mine = self.batch.sequences[self.kept] == sequence
+        return self if mine.all() else self.take(mine)
 
     def states(self, *, single: bool = False) -> States:
         """The rows, as float32, with the tokens and positions that they belong to; all of one sequence."""
+        if self.compression is None:
+            return self._states([rows.data for rows in self.arrays], single)
+        return self._states([rows.decompress() for rows in self.arrays], single)
+
+    def compressed_states(self, *, single: bool = False) -> CompressedStates:
+        """As states(), of rows that were captured with a compression, and without undoing it."""
+        assert self.compression is not None
+        rows = {node.key: rows for node, rows in zip(self.selection.nodes, self.arrays, strict=True)}
+        return CompressedStates(rows, self.compression, self._states([rows.data for rows in self.arrays], single))
+
+    def _states(self, arrays: Sequence[Array], single: bool) -> States:
         kept = self.kept.tolist()
         tokens, positions = self.batch.tokens.tolist(), self.batch.positions.tolist()
         values = {
             node.key: NodeValues(
-                rows.data if self.compression is None else rows.decompress(),
+                array,
                 node.token_axis,
                 node.occurrence,
                 # Only weights may be filled up with zeros; scores of positions that are not there are no zeros.
                 node.cell_axis if node.op == "SOFT_MAX" else None,
             )
-            for node, rows in zip(self.selection.nodes, self.arrays, strict=True)
+            for node, array in zip(self.selection.nodes, arrays, strict=True)
         }
         return States(
             values,

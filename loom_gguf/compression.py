@@ -15,7 +15,7 @@ from ._native import _core
 from .errors import NotCapturedError, StatesError
 
 if TYPE_CHECKING:
-    from .states import States
+    from .states import NodeValues, Roles, States
 
 Array = npt.NDArray[Any]
 Kind = Literal["float16", "int8"]
@@ -66,12 +66,12 @@ class CompressedStates(Mapping[str, CompressedRows]):
     """States in fewer bytes, by node key."""
 
     def __init__(self, rows: Mapping[str, CompressedRows], kind: Kind, like: States) -> None:
-        """`rows`: of every captured node. `like`: states of the same nodes and tokens; their numbers are not kept."""
+        """`rows`: of every captured node. `like`: states of the same nodes and tokens, with the compressed numbers."""
         self._rows = dict(rows)
         self.kind: Kind = kind
         self.tokens = list(like.tokens)
         self.positions = list(like.positions)
-        self._like = like.without_numbers()
+        self._like = like
 
     def __getitem__(self, key: str) -> CompressedRows:
         """The compressed rows of a node (also those of a single step have the rows' axis)."""
@@ -104,7 +104,17 @@ class CompressedStates(Mapping[str, CompressedRows]):
     @property
     def outline(self) -> States:
         """The same nodes, tokens, positions and roles as States, without their numbers."""
-        return self._like
+        return self._like.without_numbers()
+
+    @property
+    def roles(self) -> Roles:
+        """Which nodes are hidden states."""
+        return self._like.roles
+
+    @property
+    def values_by_key(self) -> Mapping[str, NodeValues]:
+        """Every captured node, with or without rows; the numbers are the compressed ones, without their scales."""
+        return self._like.values_by_key
 
     @property
     def nbytes(self) -> int:

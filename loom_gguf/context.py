@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 import weakref
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from .errors import (
     ContextError,
     ContextFullError,
     DecodeError,
+    LoomError,
     ModelClosedError,
     RowMismatchError,
 )
@@ -118,6 +120,30 @@ class Context:
             self.need_open()
             return bool(lib.llama_memory_seq_rm(self._memory, sequence, position, -1))
 
+    def park(self, sequence: int, limit: int) -> Array | None:
+        """Take a sequence's tokens out of the cache, into an array for unpark(); the sequence is then empty.
+
+        None, and nothing is done, where that needs more than `limit` bytes. Cells cost time in every decode of any
+        sequence: llama.cpp looks at all of them up to the last one in use.
+        """
+        with self.lock:
+            self.need_open()
+            size = int(lib.llama_state_seq_get_size(self._ctx, sequence))
+            if size > limit:
+                return None
+            parked = np.empty(size, np.uint8)
+            if lib.llama_state_seq_get_data(self._ctx, _bytes_of(parked), size, sequence) != size:
+                return None
+            self.forget_from(sequence, 0)
+            return parked
+
+    def unpark(self, sequence: int, parked: Array) -> bool:
+        """Put the tokens back into an empty sequence; False where they cannot be, and it stays empty."""
+        with self.lock:
+            self.need_open()
+            n = lib.llama_state_seq_set_data(self._ctx, _bytes_of(parked), parked.nbytes, sequence)
+            return int(n) == parked.nbytes
+
     # -- captures -----------------------------------------------------------------------------------------------
 
     def selection(self, capture: Capture, n_tokens: int) -> Selection:
@@ -184,7 +210,8 @@ class Context:
                 self._take_back(batch, detail)
                 self.catalog.learn(self._listed(batch), n_tokens)
                 self._take_back(batch, detail)
-            _raise_for(status, detail, capture_bytes(selection, len(keep)))
+            if status is not _core.Status.OK:
+                raise _error_of(status, detail, capture_bytes(selection, len(keep)))
             rows = Rows(selection, tuple(CompressedRows(*array) for array in arrays), keep, batch, kind)
             return _cut_cells(rows, compression, scale_block) if cut else rows
 
@@ -297,6 +324,10 @@ class Context:
             self._finalizer()
 
 
+def _bytes_of(array: Array) -> Any:
+    return array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+
+
 def _cut_cells(rows: Rows, compression: Kind | None, scale_block: int) -> Rows:
     """Attention rows over the positions that exist, 0 to that of the last kept row; then compressed."""
     n_past = int(rows.batch.positions[rows.kept].max(initial=-1)) + 1
@@ -314,12 +345,10 @@ def _cut_cells(rows: Rows, compression: Kind | None, scale_block: int) -> Rows:
     return Rows(rows.selection, tuple(arrays), rows.kept, rows.batch, compression)
 
 
-def _raise_for(status: _core.Status, detail: str, size: int) -> None:
-    if status is _core.Status.OK:
-        return
+def _error_of(status: _core.Status, detail: str, size: int) -> LoomError:
     if status is _core.Status.OUT_OF_MEMORY:
-        raise out_of_memory(f"the rows of {detail}", size)
-    raise RowMismatchError(f"the capture was given up: {detail}. Please report this with the model's name")
+        return out_of_memory(f"the rows of {detail}", size)
+    return RowMismatchError(f"the capture was given up: {detail}. Please report this with the model's name")
 
 
 def _check(params: ContextParams) -> None:

@@ -21,10 +21,13 @@ import numpy as np
 from .batch import Array, Batch, Rows
 from .capture import Capture
 from .catalog import Selection
+from .compression import Kind
 from .errors import EmptyPromptError, EngineBusyError, LoomError, ModelClosedError, PromptTooLongError
 from .jobs import Captured, Event, Failed, Finished, FinishReason, Job, PromptRows, Token
 from .sampling import Choice, Sampling
 from .text import TextStream
+
+_PARKED_BYTES = 2**28  # of idle sequences beside the cache, all together; what is more stays in it
 
 
 class EngineContext(Protocol):
@@ -43,6 +46,14 @@ class EngineContext(Protocol):
         """Forget its tokens from there on; False where its state cannot be cut."""
         ...
 
+    def park(self, sequence: int, limit: int) -> Array | None:
+        """Take its tokens out of the cache; None, and nothing is done, where that needs more than `limit` bytes."""
+        ...
+
+    def unpark(self, sequence: int, parked: Array) -> bool:
+        """Put an empty sequence's tokens back; False where they cannot be, and it stays empty."""
+        ...
+
     def check_capture(self, capture: Capture) -> bool:
         """Raise CaptureError where it cannot be had; whether it needs batches for itself."""
         ...
@@ -55,8 +66,10 @@ class EngineContext(Protocol):
         """Compute a batch."""
         ...
 
-    def decode_capturing(self, batch: Batch, capture: Capture, keep: Array) -> Rows:
-        """Compute a batch and return rows of its tokens number `keep`."""
+    def decode_capturing(
+        self, batch: Batch, capture: Capture, keep: Array, *, compression: Kind | None = None, scale_block: int = 0
+    ) -> Rows:
+        """Compute a batch and return rows of its tokens number `keep`, compressed at once where that is said."""
         ...
 
 
@@ -156,10 +169,11 @@ class _Running:
 
 @dataclass
 class _Slot:
-    """A sequence of the context, and the tokens that its cells hold."""
+    """A sequence of the context, and the tokens that its cells hold, in the cache or beside it."""
 
     sequence: int
     cells: list[int] = field(default_factory=list)
+    parked: Array | None = None  # the cells, where they are not in the cache
     running: _Running | None = None
     used: float = 0.0
 
@@ -203,7 +217,8 @@ class Engine:
         self._woken = False  # guarded by _changed
         self._closing = False
         self._turns = 0
-        self._thread: threading.Thread | None = None
+        self._stopped = threading.Event()  # nobody runs turns
+        self._stopped.set()
 
     # -- for other threads --------------------------------------------------------------------------------------
 
@@ -233,16 +248,23 @@ class Engine:
 
     def start(self) -> None:
         """Run turns in a thread of the engine's own."""
-        self._thread = threading.Thread(target=self._loop, name="loom-engine", daemon=True)
-        self._thread.start()
+        self._stopped.clear()
+        threading.Thread(target=self.run, name="loom-engine", daemon=True).start()
+
+    def run(self) -> None:
+        """Run turns in this thread until close() is called in another one."""
+        self._stopped.clear()
+        try:
+            self._loop()
+        finally:
+            self._stopped.set()
 
     def close(self) -> None:
         """End all jobs with ModelClosedError; the context stays open."""
         with self._changed:
             self._closing = True
         self._notify()
-        if self._thread is not None:
-            self._thread.join()
+        self._stopped.wait()
         error = ModelClosedError("the model was unloaded before this request was done; ask again")
         with self._changed:
             while self._waiting:
@@ -314,18 +336,17 @@ class Engine:
                 running.tokens.close()
 
     def _admit(self) -> None:
-        while True:
+        while running := self._next_waiting():
             free = [slot for slot in self._slots if slot.running is None]
-            with self._changed:
-                if not free or not self._waiting:
-                    return
-                running = self._waiting.popleft()
             prompt = running.pending
             # Rows come of what is computed: a prompt whose rows are wanted is computed from its beginning. Its last
             # token is computed in any case, for its logits.
             most = 0 if running.job.prompt_rows else len(prompt) - 1
             slot = max(free, key=lambda slot: (min(_common(slot.cells, prompt), most), -slot.used))
             n = min(_common(slot.cells, prompt), most)
+            parked, slot.parked = slot.parked, None
+            if parked is not None and n and not self._context.unpark(slot.sequence, parked):
+                n = 0
             if not self._context.forget_from(slot.sequence, n):
                 n = 0  # a state that cannot be cut: begin anew
                 self._context.forget_from(slot.sequence, 0)
@@ -334,6 +355,25 @@ class Engine:
             running.n_reused = n
             running.admitted = self._clock()
             slot.running = running
+            if not self._waiting:
+                self._park_idle()
+
+    def _next_waiting(self) -> _Running | None:
+        """Whose turn it is to get a sequence; None where nobody waits or none is free."""
+        with self._changed:
+            if not self._waiting or all(slot.running is not None for slot in self._slots):
+                return None
+            return self._waiting.popleft()
+
+    def _park_idle(self) -> None:
+        """Take the cells of those that are done out of the way: each decode looks at all that are in the cache."""
+        if self._context.encoder:
+            return
+        room = _PARKED_BYTES - sum(slot.parked.nbytes for slot in self._slots if slot.parked is not None)
+        for slot in self._slots:
+            if slot.running is None and slot.cells and slot.parked is None:
+                slot.parked = self._context.park(slot.sequence, room)
+                room -= 0 if slot.parked is None else slot.parked.nbytes
 
     def _compose(self) -> list[_Part]:
         ready = [
@@ -379,11 +419,19 @@ class Engine:
             batch.sequences[here] = part.slot.sequence
             batch.outputs[here.stop - 1] = part.completes and part.running.job.max_tokens != 0
         kept = [i for part in parts for i in part.kept]
-        captures = [part.running.job.capture for part in parts if part.kept and part.running.job.capture]
-        if not captures:
+        capturing = [part for part in parts if part.kept]
+        if not capturing:
             self._context.decode(batch)
             return None
-        return self._context.decode_capturing(batch, reduce(or_, captures), np.array(kept, np.int32))
+        capture = reduce(or_, (part.running.job.capture or Capture() for part in capturing))
+        keep = np.array(kept, np.int32)
+        # What is saturated is counted over all rows of a node: they must then belong to one event.
+        job = capturing[0].running.job
+        if len(capturing) > 1 or job.compression is None or (len(kept) > 1 and batch.outputs[kept[-1]]):
+            return self._context.decode_capturing(batch, capture, keep)
+        return self._context.decode_capturing(
+            batch, capture, keep, compression=job.compression, scale_block=job.scale_block
+        )
 
     def _advance(self, part: _Part, rows: Rows | None) -> None:
         running, slot, job = part.running, part.slot, part.running.job
@@ -391,13 +439,14 @@ class Engine:
         del running.pending[: len(part.piece)]
         mine = None
         if rows is not None and part.kept and job.capture:
-            mine = rows.of(slot.sequence).only(self._context.selection(job.capture, len(rows.batch.tokens)))
+            mine = rows if len(rows.kept) == len(part.kept) else rows.of(slot.sequence)
+            mine = mine.only(self._context.selection(job.capture, len(rows.batch.tokens)))
         sampled = part.completes and job.max_tokens != 0
         if mine is not None and not running.generating and job.prompt_rows:
-            before = mine.take(np.arange(len(part.kept) - sampled))
-            if len(before.kept):
-                running.stream.put(PromptRows(_captured(before, job)))
-            mine = mine.take(np.arange(len(part.kept) - sampled, len(part.kept)))
+            n_before = len(part.kept) - sampled
+            if n_before:
+                running.stream.put(PromptRows(_captured(mine.take(slice(n_before)) if sampled else mine, job)))
+            mine = mine.take(np.arange(n_before, len(part.kept)))  # a copy: the prompt's rows are not to be held by it
         if not part.completes:
             return
         if not running.generating:
@@ -463,5 +512,7 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def _captured(rows: Rows, job: Job, *, single: bool = False) -> Captured:
+    if rows.compression is not None:
+        return rows.compressed_states(single=single)
     states = rows.states(single=single)
     return states if job.compression is None else states.compress(job.compression, job.scale_block)

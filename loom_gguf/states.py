@@ -240,7 +240,7 @@ class States(Mapping[str, Array]):
             else CompressedRows(value.array)
             for key, value in self._values.items()
         }
-        return CompressedStates(rows, kind, self)
+        return CompressedStates(rows, kind, self.with_numbers({key: each.data for key, each in rows.items()}))
 
     # -- parts --------------------------------------------------------------------------------------------------
 

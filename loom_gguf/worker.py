@@ -2,9 +2,10 @@
 
 Threads of the child:
 
-- the main one loads the model, and then waits for the end;
+- the main one loads the model, and then computes (engine.py). Both in one thread: OpenMP keeps threads for every thread
+  that ever computed, and where all those are more than the processors, it lets them sleep instead of spin at each
+  barrier, of which a token has hundreds;
 - `loom-pipe` reads what the parent says, and ends the process where the parent is gone;
-- `loom-engine` computes (engine.py);
 - one for each request makes tokens of its prompt, and carries the engine's events to the pipe (worker_request.py).
 """
 
@@ -56,7 +57,7 @@ def main(connection: Connection, params: LoadParams, log_level: int) -> NoReturn
             connection.send_bytes(data)
 
     _log_to(send, log_level)
-    threading.excepthook = _give_up
+    threading.excepthook = lambda args: _give_up(args.exc_value)
     worker = _Worker(send)
     threading.Thread(target=_read, args=(connection, worker), name="loom-pipe", daemon=True).start()
     try:
@@ -65,8 +66,11 @@ def main(connection: Connection, params: LoadParams, log_level: int) -> NoReturn
         send(pack(Refused(loom_error(error))))
         os._exit(0)
     send(pack(Ready(info)))
-    while True:
-        signal.pause()
+    try:
+        worker.compute()
+    except BaseException as error:
+        _give_up(error)
+    os._exit(0)
 
 
 def _read(connection: Connection, worker: _Worker) -> None:
@@ -98,10 +102,10 @@ def _log_to(send: Callable[[bytes], None], level: int) -> None:
     package.propagate = False
 
 
-def _give_up(args: threading.ExceptHookArgs) -> None:
+def _give_up(error: BaseException | None) -> NoReturn:
     """A thread that others depend on has failed: all requests get an error when the process ends, instead of none."""
-    if args.exc_value is not None:
-        logger.critical("the model's process has a fault and ends", exc_info=args.exc_value)
+    if error is not None:
+        logger.critical("the model's process has a fault and ends", exc_info=error)
     os._exit(_BROKEN)
 
 
@@ -140,7 +144,6 @@ class _Worker:
             max_waiting=params.max_waiting,
             stream_size=_STREAM_EVENTS,
         )
-        engine.start()
         self._loaded = Loaded(weights, context, engine)
         file = weights.file
         return ModelInfo(
@@ -155,6 +158,10 @@ class _Worker:
             metadata={key: value for key, value in file.metadata.items() if not _of_vocabulary(key, value)},
             load_seconds=time.monotonic() - began,
         )
+
+    def compute(self) -> None:
+        """Run the engine, in the thread that loaded the model."""
+        self._loaded.engine.run()
 
     def hear(self, message: Submit | Taken | Cancel) -> None:
         """For the pipe's thread."""

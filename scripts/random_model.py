@@ -18,12 +18,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
+from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, TokenType
 
 Array = npt.NDArray[Any]
 
 DEFAULT_DIR = Path(tempfile.gettempdir()) / "loom_gguf-random-models"
 _CHUNK = 1 << 22  # values made at a time
+
+# Where a vocabulary is asked for, a token is a character: no text is ambiguous, none is held back.
+_SPECIAL = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+_CHARACTERS = [*map(chr, range(0x4E00, 0xA000)), *map(chr, range(0xAC00, 0xD7A4))]  # Han, Hangul: enough for 32,000
 
 
 @dataclass(frozen=True)
@@ -112,8 +116,38 @@ def _n_bytes(size: tuple[int, ...], kind: GGMLQuantizationType) -> int:
     return math.prod(size) * (4 if kind == GGMLQuantizationType.F32 else 2)
 
 
-def write_model(path: Path, shape: Shape, type_name: str, seed: int = 0) -> None:
-    """Write the file, one tensor in memory at a time. Vectors stay float32; it has no tokenizer."""
+def characters(shape: Shape) -> str:
+    """The vocabulary's characters in the order of their ids, which begin behind the special tokens'."""
+    n = shape.n_vocab - len(_SPECIAL)
+    if n > len(_CHARACTERS):
+        raise ValueError(f"there are characters for a vocabulary of {len(_SPECIAL) + len(_CHARACTERS):,} tokens only")
+    return "".join(_CHARACTERS[:n])
+
+
+def first_character() -> int:
+    """The id of the first of `characters`."""
+    return len(_SPECIAL)
+
+
+def _add_vocabulary(writer: GGUFWriter, shape: Shape) -> None:
+    normal = characters(shape)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([*_SPECIAL, *normal])
+    writer.add_token_scores([0.0] * shape.n_vocab)
+    kinds = [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL, *[TokenType.BYTE] * 256]
+    writer.add_token_types([*kinds, *[TokenType.NORMAL] * len(normal)])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_add_bos_token(False)
+    writer.add_add_space_prefix(False)
+
+
+def write_model(path: Path, shape: Shape, type_name: str, seed: int = 0, *, text: bool = False) -> None:
+    """Write the file, one tensor in memory at a time. Vectors stay float32.
+
+    `text`: with a vocabulary of single characters, of which alone the most probable token is ever one: greedy text
+    never ends. Else without a tokenizer.
+    """
     kind, file_type = TYPES[type_name]
     kinds = {name: kind if len(size) > 1 else GGMLQuantizationType.F32 for name, size in _tensors(shape)}
     writer = GGUFWriter(path, "llama")
@@ -129,7 +163,10 @@ def write_model(path: Path, shape: Shape, type_name: str, seed: int = 0) -> None
     writer.add_rope_dimension_count(shape.n_embd // shape.n_head)
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(shape.n_vocab)
-    writer.add_tokenizer_model("no_vocab")
+    if text:
+        _add_vocabulary(writer, shape)
+    else:
+        writer.add_tokenizer_model("no_vocab")
     for name, size in _tensors(shape):
         kind = kinds[name]
         # The writer wants the size in bytes for whatever is no plain array of numbers.
@@ -140,17 +177,22 @@ def write_model(path: Path, shape: Shape, type_name: str, seed: int = 0) -> None
     writer.write_ti_data_to_file()
     rng = np.random.default_rng(seed)
     for name, size in _tensors(shape):
-        writer.write_tensor_data(_values(name, size, kinds[name], rng))
+        values = _values(name, size, kinds[name], rng)
+        if text and name == "output.weight":
+            values[: len(_SPECIAL)] = 0  # logits of 0 are never the largest
+        writer.write_tensor_data(values)
     writer.close()
 
 
-def random_model(name: str, type_name: str = "Q4_0", folder: Path = DEFAULT_DIR, seed: int = 0) -> Path:
-    """The file of a shape and type in `folder`, written unless it is there already."""
-    path = folder / f"{name}-{type_name.lower()}-{seed}.gguf"
+def random_model(
+    name: str, type_name: str = "Q4_0", folder: Path = DEFAULT_DIR, seed: int = 0, *, text: bool = False
+) -> Path:
+    """The file of a shape and type in `folder`, written unless it is there already. `text`: with a vocabulary."""
+    path = folder / f"{name}-{type_name.lower()}-{seed}{'-text' if text else ''}.gguf"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")  # a file that was cut off must not be taken for a whole one
-        write_model(part, SHAPES[name], type_name, seed)
+        write_model(part, SHAPES[name], type_name, seed, text=text)
         part.rename(path)
     return path
 

@@ -39,6 +39,8 @@ class FakeContext:
     encoder: bool = False
     one_at_a_time: bool = False
     can_cut: bool = True
+    can_unpark: bool = True
+    most_parked: int = 10**9
     cells: dict[int, list[int]] = field(default_factory=dict)
     batches: list[Batch] = field(default_factory=list)
     fail_next: Exception | None = None
@@ -52,6 +54,18 @@ class FakeContext:
             return False
         del self.cells[sequence][position:]
         return True
+
+    def park(self, sequence: int, limit: int) -> np.ndarray | None:
+        parked = np.array(self.cells[sequence])
+        if parked.nbytes > min(limit, self.most_parked):
+            return None
+        self.cells[sequence] = []
+        return parked
+
+    def unpark(self, sequence: int, parked: np.ndarray) -> bool:
+        assert self.cells[sequence] == []
+        self.cells[sequence] = parked.tolist() if self.can_unpark else []
+        return self.can_unpark
 
     def decode(self, batch: Batch) -> None:
         if self.fail_next:
@@ -199,6 +213,25 @@ def test_a_known_beginning_is_not_computed_again():
     assert events(again)[-1].n_reused == 4
     assert context.sizes()[before] == {0: 1}
     assert events(other)[-1].n_reused == 0
+
+
+@pytest.mark.parametrize(("limits", "parked", "reused"), [
+    ({}, True, 4),
+    ({"most_parked": 0}, False, 4),
+    ({"can_unpark": False}, True, 0),
+])  # fmt: skip
+def test_idle_cells_are_out_of_the_way(limits, parked, reused):
+    engine, context = fake_engine(FakeContext(**limits), parallel=3)
+    engine.submit(job([1, 2, 3, 4, 5]))
+    run(engine)
+    assert context.cells[0][:5] == [1, 2, 3, 4, 5]  # nobody is in its way yet
+    engine.submit(job([9, 9]))
+    run(engine)
+    assert context.cells[0][:5] == ([] if parked else [1, 2, 3, 4, 5])
+    again = engine.submit(job([1, 2, 3, 4, 7]))
+    run(engine)
+    assert events(again)[-1].n_reused == reused
+    assert text(again) == "abcd"
 
 
 def test_the_same_prompt_again_computes_its_last_token():
@@ -457,3 +490,20 @@ def test_rows_of_a_known_prompt_are_computed_anew(real, shared):
     again = list(engine.submit(Job(tuple(prompt), max_tokens=2, capture=capture)))
     assert again[-1].n_reused == 19
     assert relative_error(again[0].states["l_out-1"], alone["l_out-1"][-1]) <= 1e-5
+
+
+def test_a_conversation_goes_on_after_others(real, shared):
+    """Its cells were taken out of the cache and put back: the rows that follow are those of the whole text."""
+    engine, _ = real
+    first, capture = random_tokens(21, seed=5), Capture.all_layers(final=True)
+    said = [e.token_id for e in engine.submit(Job(tuple(first), max_tokens=6)) if isinstance(e, Token)]
+    for seed in (6, 7):
+        assert isinstance(list(engine.submit(Job(tuple(random_tokens(30, seed=seed)), max_tokens=4)))[-1], Finished)
+    more = [*first, *said, 3, 4]
+    got = list(engine.submit(Job(tuple(more), max_tokens=5, capture=capture)))
+    assert got[-1].n_reused == len(first) + 5  # the sixth token was never read
+    tokens = [e for e in got if isinstance(e, Token)]
+    alone = shared("llama").forward([*more, *(t.token_id for t in tokens[:-1])], capture)
+    for token in tokens:
+        for key in alone:
+            assert relative_error(token.states[key], alone[key][token.position]) <= 1e-5

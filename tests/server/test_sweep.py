@@ -99,7 +99,8 @@ def test_every_route_is_in_the_document() -> None:
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_right_requests(name: str) -> None:
     statuses = sweep(OPERATIONS[name], RIGHT, 40 if name in WITH_BODIES else 5)
-    if not name.startswith(("DELETE", "POST /api/chat")):  # Ollama's schema leaves the messages open
+    # The Loom's schemas say all that is refused; Ollama's and OpenAI's have fields that are refused in words.
+    if name in THE_LOOMS.split(", ") and not name.startswith("DELETE"):
         assert 200 in statuses
     if name.removeprefix("POST ") in ("/embed", "/embed/batch", "/analyze"):  # all that is refused is in the schema
         assert statuses <= {200, 404}

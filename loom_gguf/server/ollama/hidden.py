@@ -5,8 +5,8 @@ Every row that was asked for is in exactly one record. Rows stay numpy arrays un
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Iterator, Mapping
+from binascii import b2a_base64
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from ...capture import Capture
 from ...compression import CompressedRows, CompressedStates, Kind
 from ...jobs import Captured, PromptRows, Token
-from ...states import Roles, States
+from ...states import Roles
 from ..errors import HiddenConfigError, first_problem
 from .schemas import ExposeHidden, Record
 
@@ -122,9 +122,9 @@ class Hidden:
 
     def _records(self, states: Captured, meta: _Meta) -> Iterator[tuple[Record, int]]:
         """Records with the number of their values."""
-        roles, values = _outline(states)
+        roles = states.roles
         layer_of = {key: il for il, key in roles.layers.items()}
-        for key, value in values.items():
+        for key, value in states.values_by_key.items():
             rows = states[key] if isinstance(states, CompressedStates) else CompressedRows(value.array)
             for layer, node in self._names(key, layer_of.get(key), roles):
                 if value.row_axis is None:
@@ -203,18 +203,12 @@ class Hidden:
         flat = np.ascontiguousarray(rows.data).ravel()
         if self._wanted.encoding == "base64":
             little = flat.astype(flat.dtype.newbyteorder("<"), copy=False)
-            return base64.b64encode(little.view(np.uint8).data).decode("ascii")
+            return b2a_base64(little.data, newline=False).decode("ascii")
         if not (_finite(flat) and (rows.scales is None or _finite(rows.scales))):
             raise HiddenConfigError(
                 f'{node} has NaN or infinite values, which JSON cannot hold: use "encoding": "base64"'
             )
         return flat
-
-
-def _outline(states: Captured) -> tuple[Roles, Mapping[str, Any]]:
-    """Roles, and what is said of every node; without the numbers where they are compressed."""
-    like: States = states if isinstance(states, States) else states.outline
-    return like.roles, like.values_by_key
 
 
 def _cut(rows: CompressedRows, start: int, stop: int) -> CompressedRows:
