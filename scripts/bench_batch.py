@@ -111,6 +111,7 @@ def report(options: argparse.Namespace, found: Mapping[str, list[Asked]], max_to
     each = np.array([seconds for asked in found["single requests"] for seconds in asked.each])
     n_tokens = N_PROMPTS * max_tokens
     verdict = "" if aim is None else f"<= {aim:.2f} {'met' if np.median(ratios) <= aim else 'missed'}"
+    rounds = f"{len(ratios)} rounds" if len(ratios) > 1 else "1 round"
     shown = ", ".join(f"{ratio:.3f}" for ratio in ratios)
     rows = [
         ["single requests", f"{np.median(single):.2f}", f"{n_tokens / np.median(single):.1f}", "1", "", ""],
@@ -122,7 +123,7 @@ def report(options: argparse.Namespace, found: Mapping[str, list[Asked]], max_to
             f"## `/generate/batch`, shape {options.shape}, {options.type}",
             f"`{command_line()}`: {machine(_default_threads()).rstrip('.')}; the server with `--parallel {N_PROMPTS}`. "
             f"{N_PROMPTS} prompts of {PROMPT} tokens, {max_tokens} generated for each, greedy; seconds for all of "
-            f"them, medians of {len(ratios)} round{'s' if len(ratios) > 1 else ''}. One single request took {np.median(each):.2f} s "
+            f"them, medians of {rounds}. One single request took {np.median(each):.2f} s "
             f"({each.min():.2f} to {each.max():.2f}).",
             table(["", "seconds", "tokens/s", "ratio", "of each round", "aim"], rows),
         ]

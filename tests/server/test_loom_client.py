@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -309,7 +310,7 @@ def test_patience_ends(address: str, manager: FakeManager) -> None:
         assert client.health()
 
 
-# httpcore does not close a Unix socket that could not be connected; it is freed with the error.
+# httpcore does not close a Unix socket that could not be connected; it is freed with the error, here in the end.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_nobody_is_there(tmp_path: Path) -> None:
     import socket
@@ -323,6 +324,8 @@ def test_nobody_is_there(tmp_path: Path) -> None:
             assert where in str(raised.value)
             with pytest.raises(errors.ServerUnreachableError):
                 next(client.generate_stream("plain", "hi"))
+    del raised
+    gc.collect()
 
 
 @pytest.mark.parametrize(
