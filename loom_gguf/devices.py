@@ -66,6 +66,14 @@ class Devices:
 DEVICES = Devices()  # this machine's
 
 
+def check_device(name: str) -> None:
+    """DeviceNotFoundError where this machine has no such device. `name`: as in Placement."""
+    if name not in ("auto", "cpu"):
+        from .placement import meant
+
+        meant(name, [gpu.name for gpu in DEVICES.gpus()])
+
+
 def _ask() -> tuple[DeviceMemory, ...]:
     # With -m, Python looks into the current folder first: it must be one where this very package lies.
     home = Path(__file__).parent.parent

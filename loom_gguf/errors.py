@@ -28,6 +28,7 @@ LoomError
 ├── ModelClosedError            used after close()
 ├── ServerError                 a server refused what its client asked
 ├── ServerUnreachableError      no server answers
+├── AddressError                a text that is no server's address
 ├── SettingsError               a server's setting that cannot be followed
 ├── DeviceNotFoundError         no such device on this machine or in this build
 ├── ContextError                a context cannot be made with these settings
@@ -70,6 +71,7 @@ from __future__ import annotations
 __all__ = [
     "AccessDeniedError",
     "AlreadyQuantizedError",
+    "AddressError",
     "AttentionUnsupportedError",
     "CaptureError",
     "CaptureMemoryError",
@@ -249,6 +251,10 @@ class ServerError(LoomError):
 
 class ServerUnreachableError(LoomError):
     """No server answers, or no longer."""
+
+
+class AddressError(LoomError, ValueError):
+    """A text that is no server's address."""
 
 
 class SettingsError(LoomError):

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Protocol
@@ -75,6 +75,7 @@ class LoadedModel:
     expires_at: datetime | None  # when it goes if nobody uses it (any more, from now on); None: never
     in_use: int  # how many use it
     idle_since: datetime | None = None  # when the last use ended; None: in use
+    now: datetime = field(default_factory=lambda: datetime.now(timezone.utc))  # when this was so
 
 
 class _Entry:
@@ -165,13 +166,15 @@ class Manager:
     def loaded(self) -> list[LoadedModel]:
         """The models that are ready, the most recently used one first."""
         self._drop_dead()
-        found = []
+        found, now = [], self._clock.now()
         for entry in sorted(self._entries.values(), key=lambda entry: -entry.used):
             runner = entry.runner
             if runner is not None and entry.leaving is None:
                 expires = self._expiry(entry) if entry.users else entry.expires_at
                 found.append(
-                    LoadedModel(entry.params.path, entry.params, runner.info, expires, entry.users, entry.idle_since)
+                    LoadedModel(
+                        entry.params.path, entry.params, runner.info, expires, entry.users, entry.idle_since, now
+                    )
                 )
         return found
 

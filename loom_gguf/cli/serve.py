@@ -100,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
     """Serve until Ctrl-C or SIGTERM."""
     import asyncio
 
+    from ..devices import check_device
     from ..library import Library, LibrarySettings, find
     from ..server.models import Models
     from ..server.sockets import listening
@@ -110,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
     _log(settings)
     if settings.models_dir is not None and not settings.models_dir.is_dir():
         raise LoomError(f"--models-dir: there is no folder {settings.models_dir}")
+    check_device(settings.device)
     named = [find(model).usable() for model in args.models]
     files = [entry.path.absolute() for entry in named if entry.place == "file" and entry.path is not None]
     library = Library(

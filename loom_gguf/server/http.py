@@ -32,12 +32,20 @@ class Json(Response):
         return dumps(content)
 
 
+# Clients that split streams with splitlines(), Ollama's for Python among them, take these for the ends of lines.
+_LINE_ENDS = {each.encode(): f"\\u{ord(each):04x}".encode() for each in "\x85\u2028\u2029"}
+
+
 def dumps(content: Any) -> bytes:
-    """JSON; lone surrogates, which text from a file may hold, become question marks."""
+    """JSON without ends of lines; lone surrogates, which text from a file may hold, become question marks."""
     try:
-        return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+        data = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
     except orjson.JSONEncodeError:
-        return orjson.dumps(_sane(content), option=orjson.OPT_SERIALIZE_NUMPY)
+        data = orjson.dumps(_sane(content), option=orjson.OPT_SERIALIZE_NUMPY)
+    for end, escaped in _LINE_ENDS.items():  # UTF-8: these bytes are part of no other character
+        if end in data:
+            data = data.replace(end, escaped)
+    return data
 
 
 def _sane(value: Any) -> Any:

@@ -27,22 +27,29 @@ HANGS = 60  # seconds; only against waiting for ever
 
 
 @contextmanager
-def serving(services: Services) -> Iterator[str]:
-    """The address of the application on a free port, until the end of the block."""
+def serving(services: Services, unix: Path | None = None) -> Iterator[str]:
+    """The address of the application on a free port, or on a Unix socket, until the end of the block."""
     server = uvicorn.Server(
         uvicorn.Config(create_app(services), log_level="warning", ws="none", timeout_graceful_shutdown=5)
     )
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+    with _bound(unix) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         until(lambda: server.started)
-        host, port = listening.getsockname()
         try:
-            yield f"http://{host}:{port}"
+            yield "http://{}:{}".format(*listening.getsockname()) if unix is None else f"unix://{unix}"
         finally:
             server.should_exit = True
             thread.join(HANGS)
             assert not thread.is_alive()
+
+
+def _bound(unix: Path | None) -> socket.socket:
+    if unix is None:
+        return socket.create_server(("127.0.0.1", 0))
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(unix))
+    return listening
 
 
 @dataclass

@@ -43,6 +43,12 @@ def test_generate(client: ollama.Client) -> None:
     assert [part.done for part in parts] == [False] * 4 + [True]
 
 
+def test_texts_that_look_like_the_ends_of_lines(client: ollama.Client, runner: FakeRunner) -> None:
+    runner.texts = ["a\n\r\n", "\u2028b\u2029", "\x85\x0b\x0c\x1c\x1e"]
+    parts = list(client.generate("plain", "hi", stream=True))
+    assert [part.response for part in parts[:3]] == runner.texts
+
+
 def test_chat(client: ollama.Client) -> None:
     assert client.chat("demo", MESSAGES).message.content == "One fox é."
     parts = list(client.chat("demo", MESSAGES, stream=True, format="json"))

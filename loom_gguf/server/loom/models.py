@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +27,10 @@ async def listed(request: Request) -> Response:
     loaded = found.manager.loaded()
     entries = await entries_by_path(found)
     gpus = await asyncio.to_thread(DEVICES.gpus)
-    now = datetime.now(timezone.utc)
     models = []
     for model in loaded:
-        idle = 0.0 if model.idle_since is None else (now - model.idle_since).total_seconds()
-        left = None if model.expires_at is None else (model.expires_at - now).total_seconds()
+        idle = 0.0 if model.idle_since is None else (model.now - model.idle_since).total_seconds()
+        left = None if model.expires_at is None else (model.expires_at - model.now).total_seconds()
         models.append(
             {
                 **_facts(entries.get(model.path), model.params, model.info, gpus),
