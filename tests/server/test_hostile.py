@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from starlette.testclient import TestClient
 from test_loom_counts import samples
+
+from loom_gguf.server.ollama.options import is_go_template
+from loom_gguf.settings import duration
 
 
 def test_methods_that_nobody_knows_make_one_label(client: TestClient) -> None:
@@ -12,3 +16,11 @@ def test_methods_that_nobody_knows_make_one_label(client: TestClient) -> None:
     told = samples(client.get("/metrics").text)
     methods = {labels[2] for labels in told if labels[0] == "loom_requests_total"}
     assert methods == {"GET", "other"}
+
+
+def test_patterns_end() -> None:
+    """Each of these took time as the square of its length: for ever."""
+    assert not is_go_template("{{if " * 400_000)
+    assert is_go_template("{{if " * 400_000 + "{{if .Prompt}}")
+    with pytest.raises(ValueError, match="no duration"):
+        duration("1" * 2_000_000 + "x")

@@ -27,8 +27,9 @@ _WITHOUT_EFFECT = frozenset({
     "mirostat_tau", "num_keep", "numa", "penalize_newline", "tfs_z", "use_mlock", "use_mmap", "vocab_only",
 })  # fmt: skip
 
-# Go's templates begin their variables with a dot, which Jinja never does.
-_GO_TEMPLATE = re.compile(r"\{\{-?\s*(?:(?:if|else if|range|with|eq|ne|and|or|not|len|json)\b[^}]*?\s)?[.$]")
+# Go's templates begin their variables with a dot, which Jinja never does. No brace is passed over: clients write these
+# texts, and a search from each of many braces to the end would take for ever.
+_GO_TEMPLATE = re.compile(r"\{\{-?\s*(?:(?:if|else if|range|with|eq|ne|and|or|not|len|json)\b[^{}]*?\s)?[.$]")
 
 
 def parse_options(options: Mapping[str, Any] | None, own: Mapping[str, Any] | None = None) -> Options:
