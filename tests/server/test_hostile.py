@@ -18,6 +18,17 @@ def test_methods_that_nobody_knows_make_one_label(client: TestClient) -> None:
     assert methods == {"GET", "other"}
 
 
+
+def test_tools_that_are_nested_too_deep(client: TestClient) -> None:
+    deep = '{"properties": {"a": ' * 490 + "{}" + "}}" * 490
+    body = (
+        '{"model": "demo", "messages": [{"role": "user", "content": "x"}], "tool_choice": "required", "tools": '
+        '[{"type": "function", "function": {"name": "f", "parameters": ' + deep + "}}]}"
+    )
+    answer = client.post("/v1/chat/completions", content=body)
+    assert (answer.status_code, "nested" in answer.json()["error"]["message"]) == (400, True)
+
+
 def test_patterns_end() -> None:
     """Each of these took time as the square of its length: for ever."""
     assert not is_go_template("{{if " * 400_000)
