@@ -18,7 +18,6 @@ def test_methods_that_nobody_knows_make_one_label(client: TestClient) -> None:
     assert methods == {"GET", "other"}
 
 
-
 def test_tools_that_are_nested_too_deep(client: TestClient) -> None:
     deep = '{"properties": {"a": ' * 490 + "{}" + "}}" * 490
     body = (
