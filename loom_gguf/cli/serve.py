@@ -224,7 +224,7 @@ def _server(config: Any, end_answers: Callable[[], Awaitable[None]]) -> Any:
 
 
 def _is_no_cut(record: logging.LogRecord) -> bool:
-    """Whether a line of uvicorn's log is not the traceback of an answer that it cut itself, which it tells of before."""
+    """Whether a line of uvicorn's log is not the traceback of an answer that it cut itself; it tells of those."""
     import asyncio
 
     kind = record.exc_info[0] if record.exc_info else None
