@@ -10,8 +10,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ...context import MIN_UBATCH
 from ...errors import ManifestError
-from ...sampling import Sampling
+from ...sampling import MAX_SEED, Sampling
 from ...settings import duration
 from ..errors import RequestError, first_problem
 from ..loading import LoadWishes
@@ -67,7 +68,7 @@ def load_wishes(options: Options) -> LoadWishes:
     """What the options say of how the model is loaded."""
     return LoadWishes(
         n_ctx=options.num_ctx,
-        n_ubatch=options.num_batch,
+        n_ubatch=None if options.num_batch is None else max(options.num_batch, MIN_UBATCH),
         n_gpu_layers=options.num_gpu,
         n_threads=options.num_thread or None,
     )
@@ -87,7 +88,7 @@ def sampling(body: GenerationRequest, options: Options) -> Sampling:
         repeat_last_n=options.repeat_last_n,
         presence_penalty=options.presence_penalty,
         frequency_penalty=options.frequency_penalty,
-        seed=options.seed if options.seed >= 0 else None,
+        seed=options.seed % MAX_SEED if options.seed >= 0 else None,  # clients send times in milliseconds
         json_schema=_schema(body.format),
         logprobs=body.top_logprobs if body.logprobs or body.top_logprobs else None,
     )
