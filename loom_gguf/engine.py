@@ -330,6 +330,7 @@ class Engine:
             if slot.running is not None and slot.running.stream.cancelled:
                 slot.running.tokens.close()
                 slot.running = None
+                slot.used = self._clock()
         with self._changed:
             for running in [r for r in self._waiting if r.stream.cancelled]:
                 self._waiting.remove(running)
@@ -342,7 +343,7 @@ class Engine:
             # Rows come of what is computed: a prompt whose rows are wanted is computed from its beginning. Its last
             # token is computed in any case, for its logits.
             most = 0 if running.job.prompt_rows else len(prompt) - 1
-            slot = max(free, key=lambda slot: (min(_common(slot.cells, prompt), most), -slot.used))
+            slot = max(free, key=lambda slot: (_kept(slot.cells, prompt, most), -slot.used))
             n = min(_common(slot.cells, prompt), most)
             parked, slot.parked = slot.parked, None
             if parked is not None and n and not self._context.unpark(slot.sequence, parked):
@@ -499,6 +500,15 @@ class Engine:
     def _end(self, running: _Running, last: Event) -> None:
         running.tokens.close()
         running.stream.put(last)
+
+
+def _kept(cells: Sequence[int], prompt: Sequence[int], most: int) -> int:
+    """What a sequence is worth to a prompt: the cells that it need not compute.
+
+    None where most of them would be lost: many conversations begin alike, and each is to find its own again.
+    """
+    n = min(_common(cells, prompt), most)
+    return n if 2 * n >= len(cells) else 0
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -21,6 +21,8 @@ from .errors import GrammarError
 # holds more than 10,000 brackets and 50,000 rules; some systems' threads have a sixteenth of that.
 _MAX_NESTING = 256
 _MAX_RULES = 10_000
+# llama.cpp's own limit of repetitions. The converter writes each of them out: a thousand million are gigabytes of text.
+_MAX_REPETITIONS = 2000
 _NO_BRACKETS_HERE = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|#[^\n]*', re.DOTALL)
 
 _PARSE_ERROR = b"parse: error parsing grammar: "
@@ -150,6 +152,24 @@ def _resolve(root: dict[str, Any], reference: str) -> Any:
     return target
 
 
+def _check_repetitions(schema: Mapping[str, Any]) -> None:
+    """GrammarError for what would be written out too often."""
+    counts = [schema[key] for key in ("minLength", "maxLength", "minItems", "maxItems") if key in schema]
+    if isinstance(pattern := schema.get("pattern"), str):
+        counts += [_number(digits) for braces in re.findall(r"\{([^{}]*)\}", pattern) for digits in braces.split(",")]
+    if any(isinstance(count, (int, float)) and count > _MAX_REPETITIONS for count in counts):
+        raise GrammarError(
+            f"the JSON schema repeats something more than {_MAX_REPETITIONS:,} times: give smaller limits, or none"
+        )
+
+
+def _number(digits: str) -> float:
+    try:
+        return float(digits)
+    except ValueError:
+        return 0.0
+
+
 # Keywords that say nothing about the value.
 _ANNOTATIONS = {"$comment", "$schema", "default", "deprecated", "description", "examples", "title"}
 
@@ -180,6 +200,7 @@ class _Converter(SchemaConverter):  # type: ignore[misc]
             schema = {}
         if not isinstance(schema, dict):
             raise ValueError(f"a schema is an object, not {schema!r}")
+        _check_repetitions(schema)
         if schema.keys() <= _ANNOTATIONS:
             return str(self._add_primitive("value", PRIMITIVE_RULES["value"]))
         if schema.get("items") == {}:  # would be taken for absent

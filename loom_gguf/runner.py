@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-from .errors import LoomError, ModelClosedError, RunnerDiedError
+from .errors import LoomError, ModelClosedError, PromptError, RunnerDiedError
 from .jobs import Failed, Finished, PromptRows, Token
 from .requests import Embedded, EmbedRequest, GenerateRequest, LoadParams, ModelInfo, Started
 from .wire import (
@@ -147,7 +147,10 @@ class Runner:
         if self._end is not None:
             raise self._end()
         number = next(self._numbers)
-        self._tell(Submit(number, request))  # raises where the request cannot be pickled
+        try:
+            self._tell(Submit(number, request))
+        except RecursionError:  # of pickle
+            raise PromptError("something in the request is nested too deep: give it fewer levels") from None
         inbox = self._inboxes[number] = _Inbox(lambda n: self._tell(Taken(number, n)))
         self._n_requests += 1
         try:

@@ -20,7 +20,7 @@ from .vocab import Vocab
 
 Array: TypeAlias = npt.NDArray[Any]
 
-_MAX_SEED = 2**32 - 1  # llama.cpp takes this value itself to mean "any seed"
+MAX_SEED = 2**32 - 1  # llama.cpp takes this value itself to mean "any seed"
 _MAX_LOGPROBS = 20
 _LARGEST = 1e6  # of a penalty: what is far beyond sense would overflow llama.cpp's float32
 _NEGLIGIBLE = 1e-37  # still a normal float32, so its logarithm is finite
@@ -65,8 +65,8 @@ class Sampling:
                 f"repeat_last_n must be an integer >= -1 (0 looks at no tokens, -1 at all of the context), "
                 f"not {self.repeat_last_n!r}"
             )
-        if self.seed is not None and not (_is_int(self.seed) and 0 <= self.seed < _MAX_SEED):
-            raise SamplingError(f"seed must be an integer from 0 to {_MAX_SEED - 1}, or None, not {self.seed!r}")
+        if self.seed is not None and not (_is_int(self.seed) and 0 <= self.seed < MAX_SEED):
+            raise SamplingError(f"seed must be an integer from 0 to {MAX_SEED - 1}, or None, not {self.seed!r}")
         if self.logprobs is not None and not (_is_int(self.logprobs) and 0 <= self.logprobs <= _MAX_LOGPROBS):
             raise SamplingError(
                 f"logprobs must be an integer from 0 to {_MAX_LOGPROBS}, or None, not {self.logprobs!r}"
@@ -216,7 +216,7 @@ def _links(sampling: Sampling, n_vocab: int, last_n: int) -> list[Any]:
     if sampling.min_p > 0:
         links.append(lib.llama_sampler_init_min_p(sampling.min_p, 1))
     links.append(lib.llama_sampler_init_temp(sampling.temperature))
-    seed = secrets.randbelow(_MAX_SEED) if sampling.seed is None else sampling.seed
+    seed = secrets.randbelow(MAX_SEED) if sampling.seed is None else sampling.seed
     links.append(lib.llama_sampler_init_dist(seed))
     return links
 

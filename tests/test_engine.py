@@ -234,6 +234,31 @@ def test_idle_cells_are_out_of_the_way(limits, parked, reused):
     assert text(again) == "abcd"
 
 
+def test_conversations_that_begin_alike_keep_their_own_sequences():
+    engine, _ = fake_engine(parallel=2)
+    talks = [[1, 2, 3, 10 + who, 20 + who, 30 + who] for who in range(2)]
+    reused = []
+    for turn in range(3):
+        for talk in talks:
+            stream = engine.submit(job(talk))
+            run(engine)
+            reused.append(events(stream)[-1].n_reused)
+            talk += [100, 101, 102, 103, 50 + turn]  # what was said, and the next question
+    assert reused == [0, 0, 9, 9, 14, 14]  # the last token that was said was never read
+
+
+def test_who_went_away_was_the_last_to_use_its_sequence():
+    engine, context = fake_engine(parallel=2, clock=iter(range(1000)).__next__)
+    early, late = engine.submit(job([1, 2])), engine.submit(job([5, 6], max_tokens=None))
+    while len(events(early)) < 5:  # four tokens, and the end
+        engine.turn()
+    late.cancel()
+    run(engine)
+    engine.submit(job([9]))
+    run(engine)
+    assert [cells[:1] for cells in context.cells.values()] == [[9], []]  # parked, not overwritten
+
+
 def test_the_same_prompt_again_computes_its_last_token():
     engine, context = fake_engine(parallel=1)
     for expected in (0, 2):

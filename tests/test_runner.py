@@ -304,6 +304,13 @@ WRONG = {
 }
 
 
+def nested(levels: int) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for _ in range(levels):
+        made = {"a": made}
+    return made
+
+
 def test_what_is_wrong_with_a_request_arrives_as_itself():
     async def scenario() -> None:
         async with running() as runner:
@@ -317,6 +324,8 @@ def test_what_is_wrong_with_a_request_arrives_as_itself():
                 await runner.embed(EmbedRequest(TextPrompt("x"), layer="middle"))  # type: ignore[arg-type]
             with pytest.raises(errors.LoomError, match="unexpected"):  # not foreseen, and told all the same
                 await all_of(runner, GenerateRequest(None))  # type: ignore[arg-type]
+            with pytest.raises(PromptError, match="nested too deep"):
+                await all_of(runner, GenerateRequest(ChatPrompt([{"role": "user"}], tools=[nested(1000)])))
             assert runner.n_requests == 0
             assert isinstance((await all_of(runner, asking([1], max_tokens=2)))[-1], Finished)
         async with running("bert") as runner:

@@ -323,8 +323,11 @@ def test_grammars_that_cannot_be_read(llama, capfd, gbnf, reason):
         ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}, "refuses"),
         ({"type": "array", "items": 3}, "a schema is an object"),
         ({"type": "string", "pattern": "abc"}, "Pattern must start"),
+        ({"type": "string", "maxLength": 1_000_000}, "more than 2,000 times"),
+        ({"items": {"type": "array", "items": {"const": 1}, "minItems": 2001}}, "more than 2,000 times"),
+        ({"type": "string", "pattern": "^[a-z]{1,1000000}$"}, "more than 2,000 times"),
     ],
-    ids=range(13),
+    ids=range(16),
 )
 def test_schemas_that_cannot_be_followed(llama, schema, reason):
     with pytest.raises(GrammarError, match=re.escape(reason)):

@@ -11,13 +11,16 @@ from ..errors import LoomError
 from .output import info
 
 if TYPE_CHECKING:
+    import logging
     import socket
+    from collections.abc import Awaitable, Callable
 
     from ..server.models import Models
     from ..settings import ServerSettings
 
 _SHOWN = 8  # names of models
-_GRACE = 5  # seconds that answers under way still have after Ctrl-C or SIGTERM
+_GRACE = 5.0  # seconds that answers under way still have after Ctrl-C or SIGTERM
+_LAST_WORDS = 1.0  # seconds that clients then have to read the error with which theirs ends
 
 
 def add_parser(commands: Any) -> None:
@@ -173,26 +176,43 @@ async def _serve(settings: ServerSettings, models: Models, preload: list[str], s
             entry, facts, extras = await services.find(name)
             async with manager.use(services.load_params(entry, facts, load_wishes(parse_options(None, extras.params)))):
                 pass
-        config = uvicorn.Config(
-            create_app(services), log_level="warning", access_log=False, timeout_graceful_shutdown=_GRACE, ws="none"
-        )
+        config = uvicorn.Config(create_app(services), log_level="warning", access_log=False, ws="none")
         offered = [entry.name for entry in await asyncio.to_thread(models.entries)]
         names = ", ".join(offered[:_SHOWN]) + (f" and {len(offered) - _SHOWN} more" if len(offered) > _SHOWN else "")
         info(f"serving {names} at {' and '.join(addresses(sockets))} (Ctrl-C ends it)")
-        await _server(config).serve(sockets=sockets)
+        await _server(config, manager.close).serve(sockets=sockets)
     finally:
         await manager.close()
 
 
-def _server(config: Any) -> Any:
-    """A server that just returns after a signal; uvicorn's own would raise it again, and end the process by it."""
+def _server(config: Any, end_answers: Callable[[], Awaitable[None]]) -> Any:
+    """A server that just returns after a signal; uvicorn's own would raise it again, and end the process by it.
+
+    `end_answers` makes those under way end with an error, when their time is over. Who does not read even that is cut.
+    """
+    import asyncio
     import contextlib
+    import logging
     import signal
     from collections.abc import Iterator
 
     import uvicorn
 
+    config.timeout_graceful_shutdown = _GRACE + _LAST_WORDS
+    logging.getLogger("uvicorn.error").addFilter(_is_no_cut)
+
+    async def end_late() -> None:
+        await asyncio.sleep(_GRACE)
+        await end_answers()
+
     class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            ending = asyncio.create_task(end_late())
+            try:
+                await super().shutdown(sockets)
+            finally:
+                ending.cancel()
+
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
             before = {each: signal.signal(each, self.handle_exit) for each in (signal.SIGINT, signal.SIGTERM)}
@@ -203,3 +223,11 @@ def _server(config: Any) -> Any:
                     signal.signal(each, handler)
 
     return Server(config)
+
+
+def _is_no_cut(record: logging.LogRecord) -> bool:
+    """Whether a line of uvicorn's log is not the traceback of an answer that it cut itself; it tells of those."""
+    import asyncio
+
+    kind = record.exc_info[0] if record.exc_info else None
+    return kind is None or not issubclass(kind, asyncio.CancelledError)

@@ -20,7 +20,11 @@ CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 Loaded = TypeVar("Loaded")
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
-_UNMATCHED = "unmatched"  # one label for all paths that are no route: clients must not be able to make labels
+# One label each for all paths that are no route and all methods that nobody knows: clients must not be able to make
+# labels, which stay in memory.
+_UNMATCHED = "unmatched"
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_OTHER_METHOD = "other"
 
 
 class Metrics:
@@ -127,4 +131,5 @@ class Counting:
             await self._app(scope, receive, noting)
         finally:
             endpoint = getattr(scope.get("route"), "path", _UNMATCHED)
-            self._metrics.answered(endpoint, scope["method"], status, time.perf_counter() - began)
+            method = scope["method"] if scope["method"] in _METHODS else _OTHER_METHOD
+            self._metrics.answered(endpoint, method, status, time.perf_counter() - began)

@@ -55,6 +55,10 @@ class Services:
             del self._found[next(iter(self._found))]
         return found
 
+    def remembered(self, path: Path) -> tuple[Entry, Facts] | None:
+        """A model that was found before, by its file, which may be deleted by now."""
+        return next(((entry, facts) for entry, facts, _ in self._found.values() if entry.path == path), None)
+
     def _find(self, name: str) -> tuple[Entry, Facts, Extras]:
         entry = self.models.find(name)
         facts, extras = self.models.facts(file_of(entry)), self.models.extras(entry)

@@ -260,6 +260,10 @@ def test_a_deleted_file(tmp_path: Path) -> None:
             # It is loaded: everything goes on.
             assert real.post("/api/generate", few("mine"))[0] == 200
             assert "mine:latest" not in {model.model for model in client.list().models}
+            (loaded,) = client.ps().models
+            assert (loaded.model, loaded.context_length) == ("mine:latest", 512)
+            assert loaded.details is not None
+            assert loaded.details.family == "llama"
             *_, last = stream
             assert last["done_reason"] == "length"
         assert client.generate("mine", "", keep_alive=0).done_reason == "unload"

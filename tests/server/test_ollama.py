@@ -175,6 +175,14 @@ def test_options(client: TestClient, runner: FakeRunner, manager: FakeManager, c
     ]
 
 
+def test_options_that_llama_cpp_would_not_take(client: TestClient, runner: FakeRunner, manager: FakeManager) -> None:
+    assert generate(client, options={"seed": 1_790_000_000_000, "num_batch": 1}).status_code == 200
+    assert runner.requests[0].sampling.seed == 1_790_000_000_000 % (2**32 - 1)
+    assert manager.uses[0][0].n_ubatch == 4
+    refused = generate(client, options={"num_thread": 513})
+    assert (refused.status_code, "num_thread" in refused.json()["error"]) == (400, True)
+
+
 @pytest.mark.parametrize(
     ("value", "seconds"),
     [(10, 10), (-1, -1), ("5m", 300), ("1.5s", 1.5), ("-1m", -60), ("90", 90), ("100ms", 0.1), (0.5, 0.5)],

@@ -161,6 +161,22 @@ def test_a_tool_that_must_be_called(openai_client: openai.OpenAI, runner: FakeRu
     assert prompt.tools is None
 
 
+def test_a_tool_that_must_be_called_may_define_types(openai_client: openai.OpenAI, runner: FakeRunner) -> None:
+    """References in its parameters, as pydantic writes them, still point to what they pointed to."""
+    place = {"type": "object", "properties": {"x": {"const": 5}}, "required": ["x"]}
+    parameters = {
+        "type": "object",
+        "properties": {"at": {"$ref": "#/$defs/Place"}, "more": {"type": "array", "items": {"$ref": "#"}}},
+        "required": ["at"],
+        "$defs": {"Place": place},
+    }
+    go: Any = {"type": "function", "function": {"name": "go", "parameters": parameters}}
+    openai_client.chat.completions.create(model="demo", messages=HI, tools=[LOOK, go], tool_choice="required")  # type: ignore[list-item]
+    gbnf = runner.requests[-1].sampling.gbnf
+    assert gbnf is not None
+    assert '"5"' in gbnf
+
+
 def test_log_probabilities(openai_client: openai.OpenAI) -> None:
     told = openai_client.chat.completions.create(model="demo", messages=HI, logprobs=True, top_logprobs=2)
     assert told.choices[0].logprobs is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import json
 import os
 import signal
@@ -9,12 +11,22 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
+from fakes import FakeManager, FakeRunner
 
-from loom_gguf.cli import main
+from loom_gguf.cli import main, serve
+from loom_gguf.errors import ModelClosedError
+from loom_gguf.jobs import Token
+from loom_gguf.requests import Started
+from loom_gguf.server import create_app
+from loom_gguf.server.models import Models
+from loom_gguf.server.services import Services
+from loom_gguf.settings import ServerSettings
 
 
 def test_a_taken_port(capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,3 +117,62 @@ def test_a_model_that_cannot_be_loaded(tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "broken.gguf").write_bytes(b"GGUF" + b"\0" * 100)
     assert main(["serve", "--port", "0", str(tmp_path / "broken.gguf")]) == 1
     assert "broken.gguf" in capsys.readouterr().err
+
+
+class Endless(FakeRunner):
+    """Says much, until its manager is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unloaded = False
+
+    async def generate(self, request: Any) -> AsyncGenerator[Any, None]:
+        yield Started((7,), None)
+        for index in itertools.count():
+            if self.unloaded:
+                raise ModelClosedError("the model was unloaded")
+            yield Token(50, "x" * 2**20, index, index, None)
+
+
+class EndlessManager(FakeManager):
+    async def close(self) -> None:
+        self.runner.unloaded = True  # type: ignore[attr-defined]
+
+
+async def _ask(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    body = b'{"model": "demo", "prompt": "x"}'
+    head = b"POST /api/generate HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+    writer.write(head % len(body) + body)
+    assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+    return reader, writer
+
+
+def test_answers_that_are_under_way_when_the_server_stops(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who reads is told why the answer ends; who does not is cut, and the log tells so without a traceback."""
+    monkeypatch.setattr(serve, "_GRACE", 0.1)
+    monkeypatch.setattr(serve, "_LAST_WORDS", 0.5)
+
+    async def scenario() -> None:
+        manager = EndlessManager(Endless())
+        app = create_app(Services(Models(folder), manager, ServerSettings()))
+        server = serve._server(uvicorn.Config(app, log_level="warning", log_config=None, ws="none"), manager.close)
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            running = asyncio.create_task(server.serve(sockets=[listening]))
+            port = listening.getsockname()[1]
+            reader, writer = await _ask(port)
+            _, stalled = await _ask(port)
+            server.should_exit = True
+            end = b""
+            while piece := await reader.read(2**20):
+                end = (end + piece)[-200:]
+            assert b'{"error":"the model was unloaded"}\n' in end
+            await asyncio.wait_for(running, 60)
+            for each in (writer, stalled):
+                each.close()
+
+    asyncio.run(scenario())
+    said = [record for record in caplog.records if record.name == "uvicorn.error"]
+    assert [record.exc_info for record in said] == [None]  # only how many were cut

@@ -19,7 +19,7 @@ from ...gguf_file import read_model
 from ...library.loose import path_entry
 from ..errors import RequestError
 from ..http import Json, read
-from ..models import Entry, Facts, Models, file_of, rfc3339
+from ..models import UNKNOWN_DIGEST, Entry, Facts, Models, file_of, rfc3339
 from ..services import services
 from .modelfile import modelfile, parameters
 from .schemas import ShowBody
@@ -56,21 +56,25 @@ def _tags(models: Models) -> list[dict[str, Any]]:
 async def ps(request: Request) -> Response:
     """GET /api/ps."""
     found = services(request)
-    loaded = list(found.manager.loaded())
+    loaded = [(model, found.remembered(model.path)) for model in found.manager.loaded()]
 
     def describe() -> list[dict[str, Any]]:
         entries: dict[Path | None, Entry] = {}
         for entry in found.models.entries():
             entries.setdefault(entry.path, entry)
         listed = []
-        for model in loaded:
+        for model, before in loaded:
             more = {
                 "expires_at": rfc3339(model.expires_at or _NEVER),
                 "size_vram": 0,  # what llama.cpp put on a GPU is not known here
                 "context_length": model.info.n_ctx,
             }
-            listed.append((entries.get(model.path) or path_entry(model.path), more))
-        return _listed(found.models, listed)
+            entry = entries.get(model.path)
+            if entry is None and before is not None and not model.path.exists():  # deleted, which changes nothing
+                listed.append(_told(*before, before[0].digest or UNKNOWN_DIGEST) | more)
+            else:
+                listed += _listed(found.models, [(entry or path_entry(model.path), more)])
+        return listed
 
     return Json({"models": await asyncio.to_thread(describe)})
 
@@ -88,13 +92,16 @@ def _listed(models: Models, entries: list[tuple[Entry, dict[str, Any]]]) -> list
 
 def _described(entry: Entry, models: Models) -> dict[str, Any]:
     path = file_of(entry)
-    facts = models.facts(path)
+    return _told(entry, models.facts(path), entry.digest or models.digest(path))
+
+
+def _told(entry: Entry, facts: Facts, digest: str) -> dict[str, Any]:
     return {
         "name": entry.tag,
         "model": entry.tag,
         "modified_at": rfc3339(entry.modified),
         "size": entry.size,
-        "digest": entry.digest or models.digest(path),
+        "digest": digest,
         "details": _details(entry, facts),
         "place": entry.place,
         "hidden_states": {"level": facts.hidden_level, "how": facts.hidden_sentence},

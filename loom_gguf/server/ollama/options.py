@@ -10,8 +10,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ...context import MIN_UBATCH
 from ...errors import ManifestError
-from ...sampling import Sampling
+from ...sampling import MAX_SEED, Sampling
 from ...settings import duration
 from ..errors import RequestError, first_problem
 from ..loading import LoadWishes
@@ -27,8 +28,9 @@ _WITHOUT_EFFECT = frozenset({
     "mirostat_tau", "num_keep", "numa", "penalize_newline", "tfs_z", "use_mlock", "use_mmap", "vocab_only",
 })  # fmt: skip
 
-# Go's templates begin their variables with a dot, which Jinja never does.
-_GO_TEMPLATE = re.compile(r"\{\{-?\s*(?:(?:if|else if|range|with|eq|ne|and|or|not|len|json)\b[^}]*?\s)?[.$]")
+# Go's templates begin their variables with a dot, which Jinja never does. No brace is passed over: clients write these
+# texts, and a search from each of many braces to the end would take for ever.
+_GO_TEMPLATE = re.compile(r"\{\{-?\s*(?:(?:if|else if|range|with|eq|ne|and|or|not|len|json)\b[^{}]*?\s)?[.$]")
 
 
 def parse_options(options: Mapping[str, Any] | None, own: Mapping[str, Any] | None = None) -> Options:
@@ -66,7 +68,7 @@ def load_wishes(options: Options) -> LoadWishes:
     """What the options say of how the model is loaded."""
     return LoadWishes(
         n_ctx=options.num_ctx,
-        n_ubatch=options.num_batch,
+        n_ubatch=None if options.num_batch is None else max(options.num_batch, MIN_UBATCH),
         n_gpu_layers=options.num_gpu,
         n_threads=options.num_thread or None,
     )
@@ -86,7 +88,7 @@ def sampling(body: GenerationRequest, options: Options) -> Sampling:
         repeat_last_n=options.repeat_last_n,
         presence_penalty=options.presence_penalty,
         frequency_penalty=options.frequency_penalty,
-        seed=options.seed if options.seed >= 0 else None,
+        seed=options.seed % MAX_SEED if options.seed >= 0 else None,  # clients send times in milliseconds
         json_schema=_schema(body.format),
         logprobs=body.top_logprobs if body.logprobs or body.top_logprobs else None,
     )

@@ -66,7 +66,7 @@ class Options(_Request):
     num_ctx: Annotated[Int, Field(ge=1, le=2**31 - 1)] | None = None  # tokens; at most the model's own length
     num_batch: Annotated[Int, Field(ge=1, le=2**20)] | None = None  # tokens computed at once
     num_gpu: Annotated[Int, Field(ge=-1, le=2**20)] | None = None  # blocks on the GPU; -1: all
-    num_thread: Annotated[Int, Field(ge=0, le=4096)] | None = None  # CPU threads; 0: as if it were not there
+    num_thread: Annotated[Int, Field(ge=0, le=512)] | None = None  # CPU threads; 0: as if it were not there
 
 
 class ModelRequest(_Request):

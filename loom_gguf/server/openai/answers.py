@@ -8,14 +8,13 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from ...jobs import Finished
-from ...sampling import Sampling
+from ...sampling import MAX_SEED, Sampling
 from ..errors import RequestError, told
 from ..http import dumps
 from .schemas import Sampled
 
 SSE = "text/event-stream"
 DONE = b"data: [DONE]\n\n"
-_MAX_SEED = 2**32 - 1
 
 
 def head(kind: str, prefix: str, model: str) -> dict[str, Any]:
@@ -69,7 +68,7 @@ def sampling(body: Sampled, *, logprobs: int | None, json_schema: dict[str, Any]
         frequency_penalty=body.frequency_penalty or 0.0,
         presence_penalty=body.presence_penalty or 0.0,
         repeat_last_n=-1,  # OpenAI's penalties look at the whole text
-        seed=None if body.seed is None else body.seed % _MAX_SEED,
+        seed=None if body.seed is None else body.seed % MAX_SEED,
         json_schema=json_schema,
         logprobs=logprobs,
     )

@@ -41,7 +41,10 @@ def schema(body: ChatCompletionBody) -> dict[str, Any] | None:
     """The JSON schema that the answer must follow: of the response's format, or of the tools that must be called."""
     must = _tools_that_must_be_called(body)
     if must:
-        return {"anyOf": [_call(tool) for tool in must]}
+        try:
+            return {"anyOf": [_call(tool, f"#/anyOf/{at}/properties/arguments") for at, tool in enumerate(must)]}
+        except RecursionError:
+            raise RequestError(400, "tools: parameters are nested too deep") from None
     form = body.response_format
     if form is None or form.type == "text":
         return None
@@ -73,14 +76,27 @@ def _tools_that_must_be_called(body: ChatCompletionBody) -> list[Mapping[str, An
     return wanted  # type: ignore[return-value]
 
 
-def _call(function: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of a call, in the form that the parser of answers takes for one."""
-    arguments = function.get("parameters") or {"type": "object"}
+def _call(function: Mapping[str, Any], at: str) -> dict[str, Any]:
+    """The schema of a call, in the form that the parser of answers takes for one. `at`: where its arguments stand."""
+    arguments = _moved(function.get("parameters") or {"type": "object"}, at)
     return {
         "type": "object",
         "properties": {"name": {"const": function["name"]}, "arguments": arguments},
         "required": ["name", "arguments"],
     }
+
+
+def _moved(schema: Any, to: str) -> Any:
+    """A schema that has become a part of another one: its references point into itself as before."""
+    if isinstance(schema, list):
+        return [_moved(each, to) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    moved = {key: _moved(value, to) for key, value in schema.items()}
+    reference = schema.get("$ref")
+    if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
+        moved["$ref"] = to + reference[1:]
+    return moved
 
 
 def _message(message: Message, at: int) -> dict[str, Any]:
