@@ -70,8 +70,8 @@ from __future__ import annotations
 
 __all__ = [
     "AccessDeniedError",
-    "AlreadyQuantizedError",
     "AddressError",
+    "AlreadyQuantizedError",
     "AttentionUnsupportedError",
     "CaptureError",
     "CaptureMemoryError",
