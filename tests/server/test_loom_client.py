@@ -426,6 +426,17 @@ def test_what_is_no_http(answer: bytes) -> None:
 TOKEN = b'event: token\ndata: {"token": "a", "token_id": 1, "more": 1}\n\n'
 
 
+def test_line_ends_of_unicode_are_no_line_ends() -> None:
+    """Our server escapes them; JSON need not."""
+    token = 'event: token\r\ndata: {"token": "a\u2028b\x85c",\r\ndata:"token_id": 1}\r\n\r\n'.encode()
+    done = b'event: done\ndata: {"text": "a", "token_count": 1, "token_ids": [1]}\n\nevent: error\ndata: {}\n\n'
+    with saying(http("200 OK", "text/event-stream", token + done)) as address, LoomClient(address) as client:
+        assert list(client.generate_stream("plain", "hi")) == [
+            StreamingToken("a\u2028b\x85c", 1),
+            StreamingResult("a", 1, [1]),
+        ]
+
+
 @pytest.mark.parametrize(
     ("body", "text"),
     [

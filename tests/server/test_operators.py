@@ -331,7 +331,8 @@ def test_a_stale_socket(path: Path) -> None:
             while not re.search(r" at unix://", line := process.stderr.readline()):
                 assert line, process.wait()
             with LoomClient(f"unix://{path}", timeout=60) as client:
-                assert client.health()["status"] == "healthy"
+                told = client.generate("demo", "A fox", max_tokens=2, temperature=0)
+                assert (told["token_count"], list(told["hidden_states"] or {})) == (2, ["-1"])
             process.send_signal(signal.SIGTERM)
             assert process.wait(60) == 0
         finally:
