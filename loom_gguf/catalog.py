@@ -200,7 +200,7 @@ class Topology:
             if found:
                 return found
             self._refuse_attention(pattern)
-            raise UnknownNodeError(f"no node's name matches {pattern!r}; model.nodes() lists the names")
+            raise UnknownNodeError(f"no node's name matches {pattern!r}; model.nodes() and `loom-gguf nodes MODEL` list all names")
         self._refuse_attention(pattern)
         raise UnknownNodeError(f"there is no node {pattern!r}{self._hint(name if mark else pattern)}")
 
@@ -215,8 +215,9 @@ class Topology:
         )
 
     def _hint(self, name: str) -> str:
-        near = difflib.get_close_matches(name, self._by_name, n=3, cutoff=0.5)
-        listing = "model.nodes() lists all names"
+        named = [n for n in self._by_name if not n.startswith(("node_", "leaf_"))]  # ggml's own numbers
+        near = difflib.get_close_matches(name, named, n=3, cutoff=0.6)
+        listing = "model.nodes() and `loom-gguf nodes MODEL` list all names"
         return f"; did you mean {', '.join(near)}? {listing}" if near else f"; {listing}"
 
 

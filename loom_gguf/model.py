@@ -73,7 +73,7 @@ class Model:
     >>> with Model("demo") as model:
     ...     states = model.forward("Once upon a time", Capture.all_layers())
     ...     states["l_out-3"].shape
-    (4, 128)
+    (8, 128)
 
     Methods may be called from several threads; they take turns. Several generations may be under way at once.
     """
@@ -463,14 +463,20 @@ class Model:
         if isinstance(prompt, str):
             ids: Sequence[int] = self._weights.vocab.tokenize(prompt)
         else:
+            if isinstance(prompt, (bytes, bytearray)):  # whose items are integers, and no token ids
+                raise PromptError("a prompt is text or a list of token ids, not bytes: decode it first")
             ids = [operator.index(token) for token in prompt]
             self._weights.vocab.check(ids)
         if not ids:
             raise EmptyPromptError("the prompt is empty: give at least one token")
         if len(ids) > self.n_ctx:
             raise PromptTooLongError(
-                f"the prompt has {len(ids):,} tokens, but the context holds {self.n_ctx:,}: shorten it, or open the "
-                f"model with a larger n_ctx (this model was trained for {self._weights.n_ctx_train:,})"
+                f"the prompt has {len(ids):,} tokens, but the context holds {self.n_ctx:,}: shorten it"
+                + (
+                    f", or open the model with a larger n_ctx (it was trained for {self._weights.n_ctx_train:,})"
+                    if self.n_ctx < self._weights.n_ctx_train
+                    else ", for which the model was trained"
+                )
             )
         return np.array(ids, np.int32)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from loom_gguf.cli import main
 from loom_gguf.errors import LoomError, SettingsError
 from loom_gguf.settings import ServerSettings, duration
 
@@ -32,6 +33,13 @@ def test_durations(text: str) -> None:
     else:
         with pytest.raises(ValueError, match=r".+"):
             duration(text)
+
+
+def test_an_empty_key_is_refused(tmp_path: Path) -> None:
+    file = written(tmp_path / "a.yaml", "server: {api_key: ''}")
+    with pytest.raises(LoomError, match="key is empty"):
+        ServerSettings.read({}, {}, file)
+    assert main(["serve", "--api-key", ""]) == 2
 
 
 def written(path: Path, text: str) -> Path:

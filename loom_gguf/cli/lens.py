@@ -37,7 +37,7 @@ def add_parser(commands: Any) -> None:
         "separated by tabs. Refused where the way from the last layer to the logits is not understood.",
         epilog="Example: loom-gguf lens demo 'One morning a fox' --out lens.html lens.png",
     )
-    parser.add_argument("model", metavar="MODEL", help="path of a .gguf file, or demo")
+    parser.add_argument("model", metavar="MODEL", help="name of a model, path of a .gguf file, or demo")
     parser.add_argument(
         "prompt", metavar="PROMPT", nargs="?",
         help="the text to read; - reads it from stdin, without a final line end",

@@ -71,7 +71,7 @@ def facts(entry: Entry) -> dict[str, Any]:
         "path": None if entry.path is None else _sane(str(entry.path)),
         "parts": len(entry.parts),
         "size": entry.size,
-        "quantization": entry.quantization or quantization,
+        "quantization": agreed_quantization(entry.quantization, quantization),
         "digest": entry.digest,
         "modified": entry.modified.isoformat(),
         "hidden_states": {"level": level, "how": _sane(how)},

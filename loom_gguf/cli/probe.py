@@ -26,7 +26,7 @@ def add_parser(commands: Any) -> None:
         epilog="Example: loom-gguf probe demo stories.csv --label mood --group event --plot mood.png. "
         "docs/probes.md explains the numbers.",
     )
-    parser.add_argument("model", metavar="MODEL", help="path of a .gguf file, or demo")
+    parser.add_argument("model", metavar="MODEL", help="name of a model, path of a .gguf file, or demo")
     parser.add_argument(
         "file", metavar="FILE",
         help=".csv or .tsv with a header line, .jsonl or .ndjson: a text, a label and perhaps a group per line",

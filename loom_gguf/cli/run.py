@@ -40,8 +40,8 @@ def add_parser(commands: Any) -> None:
     )  # fmt: skip
     capture.add_argument(
         "--nodes", nargs="+", action="extend", default=[], metavar="NAME",
-        help="graph nodes by name or glob ('attn_out-*', 'Qcur-0#1'), as `loom-gguf nodes MODEL` lists them. May be "
-        "repeated",
+        help="graph nodes by name or glob ('attn_out-*', 'Qcur-0#1'), as `loom-gguf nodes MODEL` lists them. A "
+        "glob takes the last node of each name; 'Qcur-0#*' takes all. May be repeated",
     )  # fmt: skip
     capture.add_argument("--embedding", action="store_true", help="the input of block 0")
     capture.add_argument("--final", action="store_true", help="the last block's output after the final norm")

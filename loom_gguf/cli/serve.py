@@ -53,8 +53,8 @@ def add_parser(commands: Any) -> None:
         help="web pages that may ask, besides those of this machine: origins with commas (https://a.example), or *",
     )  # fmt: skip
     listen.add_argument(
-        "--api-key", metavar="KEY", help="ask for this key; better set as LOOM_API_KEY, where no list of processes "
-        "shows it",
+        "--api-key", type=_as("secret"), metavar="KEY",
+        help="ask for this key; better set as LOOM_API_KEY, where no list of processes shows it",
     )  # fmt: skip
     listen.add_argument(
         "--queue", type=_as("positive"), metavar="N", help="requests that may wait for one model (default: 64)"

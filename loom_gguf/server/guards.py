@@ -45,7 +45,7 @@ class Guards:
         except RequestError as error:
             await error_response(error, scope["path"])(scope, receive, send)
             return
-        answering = _with_cors(send, origin) if origin else send
+        answering = _with_cors(send, origin, headers.get("access-control-request-headers")) if origin else send
         if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
             await answering({"type": "http.response.start", "status": 204, "headers": []})
             await answering({"type": "http.response.body", "body": b""})
@@ -120,13 +120,15 @@ def _without_port(host: str) -> str:
     return host.partition(":")[0]
 
 
-def _with_cors(send: Send, origin: str) -> Send:
+def _with_cors(send: Send, origin: str, asked: str | None) -> Send:
+    """`asked`: headers that a page wants to send. Clients have many of their own, and the origin is checked already."""
+
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
             headers["Access-Control-Allow-Origin"] = origin
             headers["Access-Control-Allow-Methods"] = _METHODS
-            headers["Access-Control-Allow-Headers"] = _ALLOWED_HEADERS
+            headers["Access-Control-Allow-Headers"] = asked or _ALLOWED_HEADERS
             headers.add_vary_header("Origin")
         await send(message)
 

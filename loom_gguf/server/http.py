@@ -109,7 +109,12 @@ class Streamed(Response):
         self.status_code = 200
         self.background = None
         self.body = b""
-        self.raw_headers = [(b"content-type", media_type.encode())]  # no length: it is not known
+        # No length: it is not known. nginx would hold pieces back.
+        self.raw_headers = [
+            (b"content-type", media_type.encode()),
+            (b"cache-control", b"no-cache"),
+            (b"x-accel-buffering", b"no"),
+        ]
         self._first = first
         self._rest = rest
         self._on_error = on_error

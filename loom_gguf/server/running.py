@@ -25,7 +25,7 @@ class Use:
     """Which model, and for what."""
 
     endpoint: str  # the route's path, for the log
-    name: str  # of the model, as the client wrote it
+    name: str  # of the model, as the library has it: for the log and the metrics, where clients may make no names
     params: LoadParams
     keep_alive: float | None  # seconds; None: as before
 

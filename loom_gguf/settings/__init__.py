@@ -80,7 +80,7 @@ _SETTINGS: Mapping[str, tuple[Callable[[str], Any], str]] = {
     "transport": (values.transport, "server.transport"),
     "unix_socket": (values.path, "server.unix_socket"),
     "origins": (values.origins, "server.cors_origins"),
-    "api_key": (values.text, "server.api_key"),
+    "api_key": (values.secret, "server.api_key"),
     "queue": (values.positive, "server.queue"),
     "max_body": (values.positive, "server.max_body"),
     "max_answer": (values.positive, "server.max_answer"),

@@ -105,6 +105,13 @@ def text(text: str) -> str:
     return text
 
 
+def secret(text: str) -> str:
+    """A key; an empty one would let everybody in."""
+    if not text.strip():
+        raise ValueError("the key is empty: give one, or leave it out where everybody may ask")
+    return text
+
+
 def device(text: str) -> str:
     """A device by name; The Loom has the number of a GPU there."""
     return f"gpu:{text}" if text.isascii() and text.isdigit() else text

@@ -54,6 +54,13 @@ def test_origins(make_client: Any, origin: str, status: int) -> None:
     assert preflight.status_code == (204 if status == 200 else 403)
 
 
+def test_a_page_may_send_the_headers_of_its_client(client: TestClient) -> None:
+    asked = "authorization,content-type,x-stainless-lang,x-stainless-os"  # the openai package's
+    headers = {"Origin": "http://localhost:3000", "Access-Control-Request-Method": "POST"}
+    preflight = client.options("/v1/chat/completions", headers=headers | {"Access-Control-Request-Headers": asked})
+    assert preflight.headers["access-control-allow-headers"] == asked
+
+
 def test_all_origins(make_client: Any) -> None:
     assert make_client(origins=("*",)).get("/", headers={"Origin": "https://b.example"}).status_code == 200
 

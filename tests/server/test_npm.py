@@ -121,5 +121,5 @@ def test_errors(said: dict[str, Any]) -> None:
         assert said[which] == {"name": "ResponseError", "message": "model 'nosuch' not found", "status": 404}
     assert said["wrong"]["message"] == "Invalid hidden state configuration: layers must be non-negative"
     assert said["wrong"]["status"] == 400
-    assert said["pull"]["status"] == 501
+    assert said["pull"]["status"] == 400
     assert said["unload"]["done_reason"] == "unload"

@@ -79,6 +79,13 @@ def test_chat_streamed(openai_client: openai.OpenAI) -> None:
     assert chunks[-1].usage.completion_tokens == 5
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/api/generate", "/generate/stream"])
+def test_no_proxy_holds_pieces_of_a_stream_back(client: TestClient, path: str) -> None:
+    told = client.post(path, json={"model": "demo", "messages": HI, "prompt": "x", "stream": True})
+    assert told.status_code == 200
+    assert (told.headers["cache-control"], told.headers["x-accel-buffering"]) == ("no-cache", "no")
+
+
 def test_async_clients_at_once(address: str) -> None:
     async def ask() -> list[str]:
         async with openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client:

@@ -12,10 +12,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ...requests import Embedded, EmbedRequest, TextPrompt
-from ..errors import RequestError
 from ..http import Json, gone, read, unless_gone
 from ..running import Use, embedding
 from ..services import services
+from ..vectors import checked
 from .schemas import EmbedBatchBody, EmbeddingMetadata, EmbeddingRequest, LoomEmbedBody
 
 _ZERO = 1e-6  # values below count as zero in `sparsity`
@@ -28,7 +28,7 @@ async def embed(request: Request) -> Response:
     if done is None:
         return gone()
     (embedded,), seconds = done
-    vector = _checked(embedded)
+    vector = checked(embedded.vector)
     return Json({"embedding": vector, "shape": list(vector.shape), "metadata": _metadata(body, embedded, seconds)})
 
 
@@ -39,7 +39,7 @@ async def embed_batch(request: Request) -> Response:
     if done is None:
         return gone()
     embedded, seconds = done
-    vectors = [_checked(each) for each in embedded]
+    vectors = [checked(each.vector) for each in embedded]
     answer = {
         "embeddings": vectors,
         "shapes": [list(vector.shape) for vector in vectors],
@@ -58,7 +58,7 @@ async def analyze(request: Request) -> Response:
     (embedded,), seconds = done
     metadata = _metadata(body, embedded, seconds)
     # The Loom writes the metadata's keys beside the others, and documents them as `metadata`.
-    return Json(metadata | _analysis(_checked(embedded)) | {"metadata": metadata})
+    return Json(metadata | _analysis(checked(embedded.vector)) | {"metadata": metadata})
 
 
 async def _embedded(
@@ -83,13 +83,6 @@ def _metadata(body: EmbeddingRequest, embedded: Embedded, seconds: float) -> Emb
         "input_tokens": embedded.n_prompt,
         "model_id": body.model,
     }
-
-
-def _checked(embedded: Embedded) -> npt.NDArray[np.float32]:
-    vector = np.ascontiguousarray(embedded.vector, np.float32)
-    if not np.isfinite(vector).all():
-        raise RequestError(500, "the embedding has NaN or infinite values")
-    return vector
 
 
 def _analysis(vector: npt.NDArray[np.float32]) -> dict[str, Any]:

@@ -134,8 +134,9 @@ def _naming_flags(body: GenerationRequest, params: LoadParams) -> Iterator[None]
             raise
         if params.precision == "exact" and params.n_parallel == 1:
             if isinstance(error, UnknownNodeError):
-                raise CaptureUnsupportedError("this model computes no attention weights") from None
+                raise RequestError(400, "return_attention: this model computes no attention weights") from None
             raise
-        raise CaptureUnsupportedError(
-            f"return_attention needs a server that was started with `serve --parallel 1 --precision exact` ({error})"
+        raise RequestError(
+            400,
+            f"return_attention needs a server that was started with `serve --parallel 1 --precision exact` ({error})",
         ) from None

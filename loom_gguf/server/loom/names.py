@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from ...errors import ModelNotFoundError
+from ...library.loose import agreed_quantization
 from ...library.names import LATEST
 from ..errors import RequestError
 from ..models import Entry, Models, file_of
@@ -72,8 +73,8 @@ def _split(name: str) -> tuple[str, str | None]:
 def _quantizations(models: Models, entry: Entry) -> list[str]:
     """What its name and its header say: Q4_K_M is a mixture, most of it Q4_K."""
     in_header = models.facts(file_of(entry)).quantization
-    in_name = _split(entry.name)[1]
-    return [in_header] if in_name in (None, in_header) else [in_name, in_header]
+    said = agreed_quantization(_split(entry.name)[1], in_header)
+    return [in_header] if said in (None, in_header) else [str(said), in_header]
 
 
 def _is_meant(wanted: str, quantization: str) -> bool:

@@ -26,10 +26,7 @@ async def stream(request: Request) -> Response:
     found = services(request)
     use = await use_of(request, found, body)
     answer = Answer(found, use, body, body.prompt, Budget(found.settings.max_answer))
-    response = await streamed(request, _events(answer), EVENT_STREAM, _error)
-    response.headers["Cache-Control"] = "no-cache"
-    response.headers["X-Accel-Buffering"] = "no"  # nginx would hold events back
-    return response
+    return await streamed(request, _events(answer), EVENT_STREAM, _error)
 
 
 async def _events(answer: Answer) -> AsyncGenerator[bytes, None]:

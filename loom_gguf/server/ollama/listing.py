@@ -69,11 +69,11 @@ async def ps(request: Request) -> Response:
                 "size_vram": 0,  # what llama.cpp put on a GPU is not known here
                 "context_length": model.info.n_ctx,
             }
-            there = entries.get(model.path)
-            if there is None and before is not None and not model.path.exists():  # deleted, which changes nothing
+            if model.path not in entries and before is not None and not model.path.exists():
+                # It was deleted, which changes nothing for who has it loaded.
                 listed.append(_told(*before, before[0].digest or UNKNOWN_DIGEST) | more)
             else:
-                listed += _listed(found.models, [(there or path_entry(model.path), more)])
+                listed += _listed(found.models, [(entries.get(model.path) or path_entry(model.path), more)])
         return listed
 
     return Json({"models": await asyncio.to_thread(describe)})

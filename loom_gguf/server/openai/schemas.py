@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
+from ..ollama.schemas import Int
 
-def _whole(value: Any) -> Any:
-    """JSON has one kind of number: 8.0 is a good integer."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Int = Annotated[int, BeforeValidator(_whole)]
 Seed = Annotated[Int, Field(ge=-(2**63), le=2**64 - 1)]
 MaxTokens = Annotated[Int, Field(ge=1, le=2**31 - 1)]
 Tokens = Annotated[list[Int], Field(min_length=1)]
