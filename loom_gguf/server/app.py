@@ -8,7 +8,7 @@ from http import HTTPStatus
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from .. import __version__
@@ -17,7 +17,7 @@ from . import ollama, openai
 from .documented import document
 from .errors import RequestError, dialect_of, told
 from .guards import Guards
-from .http import Json, error_response
+from .http import Json, error_response, gone
 from .metrics import Counting
 from .services import Services
 
@@ -44,6 +44,7 @@ def create_app(services: Services) -> FastAPI:
     for kind in (LoomError, RequestError, Exception):
         app.add_exception_handler(kind, _on_error)
     app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(ClientDisconnect, _on_gone)
     app.add_middleware(Guards, settings=services.settings)
     app.add_middleware(Counting, metrics=services.metrics)
     return app
@@ -56,6 +57,11 @@ async def _openapi(request: Request) -> Response:
 
 async def _on_error(request: Request, error: Exception) -> Response:
     return error_response(error, request.url.path)
+
+
+async def _on_gone(_: Request, __: Exception) -> Response:
+    """For a client that went while it sent its request: no fault of anybody's."""
+    return gone()
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
