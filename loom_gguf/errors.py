@@ -257,6 +257,8 @@ class RowMismatchError(CaptureError):
 
 class LensUnsupportedError(LoomError):
     """How this model turns its last layer into logits is not understood, so other layers cannot be read that way."""
+
+
 class ComparisonError(LoomError, ValueError):
     """Two models or captures cannot be compared."""
 
