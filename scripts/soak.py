@@ -27,20 +27,25 @@ from random import Random
 import soak_answers as answers
 from soak_answers import Interrupted, Wrong, require
 from soak_client import TIMEOUT, Answer, Client, Manner
-from soak_reference import CTX, References, Subject
+from soak_reference import CTX, TEXTS, References, Subject
 from soak_requests import Plan, plans
-from soak_server import Counts, Server, serving, until
+from soak_server import Counts, Process, Server, serving, until
 
-PARALLEL, QUEUE, MAX_MODELS = 3, 4, 2
+PARALLEL, QUEUE, MAX_MODELS = 3, 6, 2
 RSS_BOUND = 16.0  # MiB that the server may grow by between a quarter of the way and the end
 _SETTLE_SECONDS = 30.0
+_QUIET_SECONDS = 0.5  # after which a process that nobody asks is at rest
 _KILL_SECONDS = 5.0  # after a kill, requests may still meet the process that is gone
 _WARM_SEED, _N_WARM = -1, 60
 _QUEUE_FULL = "requests wait for this model already"
 _DIED = "the process of the model"
 _STREAMS = ("application/x-ndjson", "text/event-stream")
 _SHOWN = 10  # failures
-_MANY = ["l_out-*", "attn_norm-*", "*out-*"]  # nodes that make long lines
+
+# What does not end before its context is full, and is then more than the 4 MiB that lie on the way to a client that
+# stands still: nodes, and what the text must be. State space models have other nodes, but only one sequence.
+_MANY = ["l_out-*", "*norm-*#*", "*out-*#*", "ffn_*", "*cur-*#*"]
+_LONG = {"type": "array", "items": {"enum": [0, 1]}, "minItems": 2 * CTX}
 
 
 @dataclass
@@ -74,6 +79,7 @@ class Soak:
     random: Random
     outcomes: Outcomes = field(default_factory=Outcomes)
     kills: Counter[str] = field(default_factory=Counter)
+    _child: dict[str, Process] = field(default_factory=dict)  # by name: at rest
 
     # -- requests -------------------------------------------------------------------------------------------------
 
@@ -166,7 +172,10 @@ class Soak:
         for thread in burst:
             thread.join()
         for subject in self.references.subjects:
-            self._post("/api/generate", {"model": subject.name})
+            self._post("/api/embed", {"model": subject.name, "input": [TEXTS[0]] * 2 * PARALLEL})
+            self._sequences_are_free("in the warm-up")
+            time.sleep(_QUIET_SECONDS)
+            self._child = {**self._child, **{child.name: child for child in self.server.children()}}
         kept, self.outcomes = self.outcomes, Outcomes()  # the warm-up's requests are checked, but not counted
         self.run(plans(self.references, _WARM_SEED, range(_N_WARM), chaos=False))
         kept.failures += self.outcomes.failures
@@ -176,6 +185,8 @@ class Soak:
     def settle(self, when: str, base: Counts | None) -> Counts:
         """What is held when nobody asks and every model was unloaded. More than `base` is a failure."""
         self._sequences_are_free(when)
+        if not until(self._children_rest, _SETTLE_SECONDS):
+            self.outcomes.fail(f"{when}: {self.server.children()} hold more than {list(self._child.values())}")
         if not until(self._nothing_loaded, _SETTLE_SECONDS):
             self.outcomes.fail(f"{when}: processes that do not leave: {self.server.children()}")
         if base is not None:
@@ -190,6 +201,14 @@ class Soak:
                     f"left: {self.server.left_files()}"
                 )
         return self.server.counts()
+
+    def _children_rest(self) -> bool:
+        """Whether the models' processes hold no more threads (a request has one) and files than in the warm-up."""
+        return all(
+            child.threads <= known.threads and child.files <= known.files
+            for child in self.server.children()
+            if (known := self._child.get(child.name))
+        )
 
     def _nothing_loaded(self) -> bool:
         for model in self._loaded():
@@ -240,8 +259,8 @@ def _hold(address: str, subject: Subject) -> tuple[http.client.HTTPConnection, s
     """A request that has a sequence and keeps it for as long as its connection is open; what went wrong else."""
     client = Client(address)
     connection = client.connect(small=True)
-    wanted = {"nodes": _MANY, "embedding": True, "final": True}
-    body = {"model": subject.name, "prompt": "A", "raw": True, "expose_hidden": wanted, "options": {"num_predict": -1}}
+    wanted = {"nodes": _MANY if subject.parallel else ["*-*"]}
+    body = {"model": subject.name, "prompt": "A", "raw": True, "format": _LONG, "expose_hidden": wanted}
     try:
         connection.request("POST", "/api/generate", json.dumps(body))
         response = connection.getresponse()

@@ -370,7 +370,7 @@ def _plan(references: References, seed: int, number: int, chaos: bool) -> Plan:
     if chaos:
         manner = _manner(random)
         pause = random.choice([0.02, 0.1, 0.5]) if random.random() < 0.1 else 1.5 if random.random() < 0.003 else 0.0
-        kill = random.random() * 0.3 if random.random() < 0.025 else None
+        kill = random.random() * 0.3 if random.random() < 0.015 else None
     return Plan(number, kind.name, ask, manner, pause, kill)
 
 
