@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
@@ -33,10 +34,11 @@ from soak_server import Counts, Process, Server, serving, until
 
 PARALLEL, QUEUE, MAX_MODELS = 3, 6, 2
 RSS_BOUND = 16.0  # MiB that the server may grow by between a quarter of the way and the end
+_WARM = "after the warm-up"
 _SETTLE_SECONDS = 30.0
 _QUIET_SECONDS = 0.5  # after which a process that nobody asks is at rest
 _KILL_SECONDS = 5.0  # after a kill, requests may still meet the process that is gone
-_WARM_SEED, _N_WARM = -1, 60
+_WARM_SEED = -1
 _QUEUE_FULL = "requests wait for this model already"
 _DIED = "the process of the model"
 _STREAMS = ("application/x-ndjson", "text/event-stream")
@@ -164,7 +166,7 @@ class Soak:
 
     # -- what is held ---------------------------------------------------------------------------------------------
 
-    def warm_up(self) -> Counts:
+    def warm_up(self, n_requests: int) -> Counts:
         """All that a server makes once and keeps: threads for reading files, modules, caches."""
         burst = [threading.Thread(target=self._get, args=("/api/tags",)) for _ in range(64)]
         for thread in burst:
@@ -177,10 +179,10 @@ class Soak:
             time.sleep(_QUIET_SECONDS)
             self._child = {**self._child, **{child.name: child for child in self.server.children()}}
         kept, self.outcomes = self.outcomes, Outcomes()  # the warm-up's requests are checked, but not counted
-        self.run(plans(self.references, _WARM_SEED, range(_N_WARM), chaos=False))
+        self.run(plans(self.references, _WARM_SEED, range(n_requests), chaos=False))
         kept.failures += self.outcomes.failures
         self.outcomes = kept
-        return self.settle("after the warm-up", None)
+        return self.settle(_WARM, None)
 
     def settle(self, when: str, base: Counts | None) -> Counts:
         """What is held when nobody asks and every model was unloaded. More than `base` is a failure."""
@@ -276,37 +278,45 @@ def _hold(address: str, subject: Subject) -> tuple[http.client.HTTPConnection, s
 @dataclass
 class Result:
     outcomes: Outcomes
-    points: dict[str, Counts]  # what was held, by when
+    held: dict[str, Counts]  # by when: after the warm-up, and then at some points of the way
     kills: Counter[str]
     worst: dict[str, float]  # by model: difference of a row from the reference's, of the row's largest value
     seconds: float
 
     @property
     def growth_mib(self) -> float:
-        """Of the server's memory, from a quarter of the way to the end."""
-        return self.points["100 %"].rss_mib - self.points["25 %"].rss_mib
+        """Of the server's memory, from the first point after the warm-up to the last one."""
+        _, first, *_, last = [*self.held.values(), *self.held.values()]
+        return last.rss_mib - first.rss_mib
 
 
 def soak(
-    n_requests: int, *, seed: int = 0, n_clients: int = 8, names: Sequence[str] = (), only: Sequence[int] = ()
+    n_requests: int,
+    *,
+    seed: int = 0,
+    n_clients: int = 8,
+    names: Sequence[str] = (),
+    only: Sequence[int] = (),
+    points: Sequence[int] = (25, 50, 75, 100),
+    n_warm: int = 60,
 ) -> Result:
-    """names: of the models; none: all. only: just these requests, one after the other."""
+    """names: of the models; none: all. only: just these requests, one after the other. points: at how many per cent of
+    the way all clients stop, and it is looked at what the server holds. n_warm: requests before all that."""
     references = References(names)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder, _server(Path(folder), references) as server:
         run = Soak(server, references, 1 if only else n_clients, Random(f"kills {seed}"))
-        points = {"warm": run.warm_up()}
+        held = {_WARM: run.warm_up(n_warm)}
         if only:
             run.run([plan for number in only for plan in plans(references, seed, range(number, number + 1))])
-            points["25 %"] = points["100 %"] = run.settle("at the end", points["warm"])
+            held["end"] = run.settle("at the end", held[_WARM])
         else:
-            for share in (25, 50, 75, 100):
-                numbers = range(n_requests * (share - 25) // 100, n_requests * share // 100)
-                run.run(plans(references, seed, numbers))
-                points[f"{share} %"] = run.settle(f"at {share} %", points["warm"])
+            for before, share in pairwise((0, *points)):
+                run.run(plans(references, seed, range(n_requests * before // 100, n_requests * share // 100)))
+                held[f"{share} %"] = run.settle(f"at {share} %", held[_WARM])
         run.outcomes.failures += [f"in the log: {line}" for line in server.worries()]
         worst = {name: close.worst for name, close in references.closeness.items()}
-        result = Result(run.outcomes, points, run.kills, worst, time.monotonic() - began)
+        result = Result(run.outcomes, held, run.kills, worst, time.monotonic() - began)
     if result.growth_mib > RSS_BOUND:
         result.outcomes.fail(f"the server's memory grew by {result.growth_mib:.1f} MiB, more than {RSS_BOUND} MiB")
     return result
@@ -336,29 +346,29 @@ def report(result: Result, n_requests: int) -> Iterator[str]:
         "complete", "refused as it should be", "left before the answer", "left in the answer", "queue full",
         "process killed",
     ]  # fmt: skip
-    rows = [
+    by_kind = [
         [kind, *(str(outcomes.counts[kind, column]) for column in columns), f"{outcomes.longest.get(kind, 0):.1f}"]
         for kind in kinds
     ]
     total = [str(sum(outcomes.counts[kind, column] for kind in kinds)) for column in columns]
-    yield table(["", *columns, "longest, s"], [*rows, ["all", *total, f"{max(outcomes.longest.values()):.1f}"]])
+    yield table(["", *columns, "longest, s"], [*by_kind, ["all", *total, f"{max(outcomes.longest.values()):.1f}"]])
     yield (
         f"{n_requests:,} requests in {result.seconds:.0f} s, {result.kills.total()} model processes killed, "
         f"{len(outcomes.failures)} failures. Largest difference of a row that was not compressed from the same row "
         f"computed alone, of the row's largest value: "
         f"{', '.join(f'{name} {worst:.1e}' for name, worst in result.worst.items())}."
     )
-    points = result.points
-    held = [
-        ("processes of models", "models", "0"),
-        ("threads", "threads", ""),
-        ("open file handles", "files", ""),
-        ("files left", "left_files", "0"),
+    held = result.held
+    rows = [
+        ("processes of models", "models"),
+        ("threads", "threads"),
+        ("open file handles", "files"),
+        ("files left", "left_files"),
     ]
-    lines = [[name, *(str(getattr(point, key)) for point in points.values()), ""] for name, key, _ in held]
+    lines = [[name, *(str(getattr(counts, key)) for counts in held.values()), ""] for name, key in rows]
     growth = f"{result.growth_mib:+.1f} (<= {RSS_BOUND:.0f} {'met' if result.growth_mib <= RSS_BOUND else 'missed'})"
-    lines.append(["RSS, MiB", *(f"{point.rss_mib:.1f}" for point in points.values()), growth])
-    yield table(["held when nobody asks", "after warm-up", *list(points)[1:], "25 % to 100 %"], lines)
+    lines.append(["RSS, MiB", *(f"{counts.rss_mib:.1f}" for counts in held.values()), growth])
+    yield table(["held when nobody asks", *held, "growth from the first point"], lines)
 
 
 def main() -> int:
