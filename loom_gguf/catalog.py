@@ -200,7 +200,9 @@ class Topology:
             if found:
                 return found
             self._refuse_attention(pattern)
-            raise UnknownNodeError(f"no node's name matches {pattern!r}; model.nodes() and `loom-gguf nodes MODEL` list all names")
+            raise UnknownNodeError(
+                f"no node's name matches {pattern!r}; model.nodes() and `loom-gguf nodes MODEL` list all names"
+            )
         self._refuse_attention(pattern)
         raise UnknownNodeError(f"there is no node {pattern!r}{self._hint(name if mark else pattern)}")
 

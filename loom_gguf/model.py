@@ -23,6 +23,7 @@ from .errors import (
     EmptyPromptError,
     ModelClosedError,
     NotGenerativeError,
+    PromptError,
     PromptTooLongError,
     SamplingError,
 )

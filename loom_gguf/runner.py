@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
-from typing import Any
+from typing import Any, Literal
 
 from .errors import LoomError, ModelClosedError, PromptError, RunnerDiedError
 from .jobs import Failed, Finished, PromptRows, Token
@@ -171,9 +171,14 @@ class Runner:
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._gone.wait(), timeout)
                 return
-            if self._process is not None:
-                getattr(self._process, more)()
+            self._signal(more)
         await self._gone.wait()
+
+    def _signal(self, how: Literal["terminate", "kill"]) -> None:
+        process = self._process
+        if process is not None:
+            with suppress(ValueError):  # it was closed in this moment
+                getattr(process, how)()
 
     # -- in the event loop, called by the reading thread ---------------------------------------------------------
 
@@ -239,11 +244,19 @@ class Runner:
                 self._outgoing.put(None)
                 writer.join()
                 connection.close()  # now that nobody uses it
+                self._close_process()
         except Exception as error:
             _logger.exception("the thread of a model's process failed")
             how = f"{how}: {error}"
         finally:
             self._call(self._exited, how)
+
+    def _close_process(self) -> None:
+        """Its file handles are closed here: where a load failed, the error's traceback keeps this object alive."""
+        process, self._process = self._process, None
+        with suppress(ValueError):  # another thread's start() is just taking note of its end
+            if process is not None:
+                process.close()
 
     def _start_process(self) -> Connection:
         # Ctrl-C goes to every process of the terminal. The child ignores it, but only when it has got so far: until
@@ -277,8 +290,7 @@ class Runner:
         try:
             self._loop.call_soon_threadsafe(function, *args)
         except RuntimeError:  # the loop is closed without close(): nobody can use the process any more
-            if self._process is not None:
-                self._process.kill()
+            self._signal("kill")
 
 
 def _write(connection: Connection, outgoing: queue.SimpleQueue[bytes | None]) -> None:

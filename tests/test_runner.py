@@ -348,6 +348,23 @@ def test_a_file_that_cannot_be_loaded(tmp_path):
     go(scenario)
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc")
+def test_a_load_that_fails_leaves_no_open_file(tmp_path):
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(b"PK\x03\x04 and more")
+
+    async def scenario() -> None:
+        kept = []  # as whoever reports an error may
+        for _ in range(2):  # the first one starts multiprocessing's helper, which stays
+            before = len(os.listdir("/proc/self/fd"))
+            with pytest.raises(NotGGUFError) as error:
+                await Runner.start(LoadParams(bad))
+            kept.append(error.value)
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    go(scenario)
+
+
 def test_too_many_wait():
     async def scenario() -> None:
         async with running(n_parallel=1, max_waiting=2) as runner:

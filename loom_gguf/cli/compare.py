@@ -29,7 +29,9 @@ def add_parser(commands: Any) -> None:
         epilog="Example: loom-gguf compare model-f16.gguf model-q4_k_m.gguf --prompt 'Once upon a time' "
         "--out report.html",
     )
-    parser.add_argument("a", metavar="A", help="name of a model, path of a .gguf file, demo, or a file of states: the reference")
+    parser.add_argument(
+        "a", metavar="A", help="name of a model, path of a .gguf file, demo, or a file of states: the reference"
+    )
     parser.add_argument("b", metavar="B", help="what is compared with it")
 
     add_prompt_options(parser.add_argument_group("what to read; a file of states has tokens of its own"))

@@ -64,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
 
 def facts(entry: Entry) -> dict[str, Any]:
     """An entry as plain values; reads its header."""
+    from ..library.loose import agreed_quantization
+
     level, how, quantization = _header(entry)
     return {
         "name": _sane(entry.tag),

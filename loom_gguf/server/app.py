@@ -8,7 +8,7 @@ from http import HTTPStatus
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from .. import __version__
@@ -17,7 +17,7 @@ from . import loom, ollama, openai
 from .documented import document
 from .errors import RequestError, dialect_of, told
 from .guards import Guards
-from .http import Json, error_response
+from .http import Json, error_response, gone
 from .metrics import Counting
 from .services import Services
 
@@ -46,6 +46,7 @@ def create_app(services: Services) -> FastAPI:
         app.add_exception_handler(kind, _on_error)
     app.add_exception_handler(Exception, _on_unexpected)
     app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(ClientDisconnect, _on_gone)
     app.add_middleware(Guards, settings=services.settings)
     app.add_middleware(Counting, metrics=services.metrics)
     return app
@@ -65,6 +66,11 @@ async def _on_unexpected(request: Request, error: Exception) -> Response:
     # Starlette raises it again, for which uvicorn closes the connection: without a word the client would use it again.
     response.headers["Connection"] = "close"
     return response
+
+
+async def _on_gone(_: Request, __: Exception) -> Response:
+    """For a client that went while it sent its request: no fault of anybody's."""
+    return gone()
 
 
 async def _on_http(request: Request, error: Exception) -> Response:

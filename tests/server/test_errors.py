@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
 from asking import generate, lines
+from conftest import MakeClient
 from fakes import FakeManager, FakeRunner
 from starlette.testclient import TestClient
 
@@ -118,3 +120,19 @@ def test_every_error_of_the_tree_has_a_status_and_words_in_every_api() -> None:
             status, body = told(error, dialect)
             assert status in (400, 403, 404, 500, 502, 503, 507), name
             assert words(body)
+
+
+def test_a_client_that_goes_while_it_sends(make_client: MakeClient, caplog: pytest.LogCaptureFixture) -> None:
+    heard = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return next(heard)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/api/generate", "headers": [(b"host", b"localhost")]}
+    asyncio.run(make_client().app({**scope, "query_string": b""}, receive, send))
+    assert sent[0]["status"] == 499
+    assert not caplog.records

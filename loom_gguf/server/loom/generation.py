@@ -14,6 +14,7 @@ from ...jobs import Finished, Token
 from ...requests import GenerateRequest, LoadParams, ModelInfo, Started, TextPrompt
 from ...sampling import Sampling
 from ...states import States
+from ..errors import RequestError
 from ..http import Json, gone, read, unless_gone
 from ..running import Event, Loaded, Use, generating
 from ..services import Services, services
