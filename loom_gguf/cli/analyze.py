@@ -54,8 +54,8 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "sources", nargs="+", metavar="SOURCE",
-        help="name of a model, path of a .gguf file, or demo, or a .safetensors or .npz file of captured states; several "
-        "are put side by side over depth from 0 (embedding) to 1 (final)",
+        help="name of a model, path of a .gguf file, or demo, or a .safetensors or .npz file of captured states; "
+        "several are put side by side over depth from 0 (embedding) to 1 (final)",
     )  # fmt: skip
     reading = parser.add_argument_group("what the models read; files of states have their text already")
     add_prompt_options(reading)

@@ -89,7 +89,7 @@ _WHOLE = {"F32", "F16", "BF16"}  # not quantized
 
 
 def agreed_quantization(said: str | None, header: str | None) -> str | None:
-    """The quantization that a name or manifest says, which knows mixtures (Q4_K_M), unless the header contradicts it."""
+    """What a name or manifest says, which knows mixtures (Q4_K_M), unless the header contradicts it."""
     if said is None or header is None:
         return said or header
     return said if (said in _WHOLE) == (header in _WHOLE) else header

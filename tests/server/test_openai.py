@@ -278,9 +278,11 @@ def test_embeddings(openai_client: openai.OpenAI, runner: FakeRunner) -> None:
     assert runner.embeds[-1].prompt == TokensPrompt((1, 2))
 
 
-def test_models(openai_client: openai.OpenAI) -> None:
+def test_models(openai_client: openai.OpenAI, folder: Path) -> None:
+    (folder / "broken.gguf").write_bytes(b"GGUF" + b"\0" * 20)
     names = [model.id for model in openai_client.models.list()]
     assert "demo:latest" in names
+    assert "broken:latest" not in names
     assert openai_client.models.retrieve("Deep/Er.Q4_0").id == "Deep/Er.Q4_0:latest"
     with pytest.raises(openai.NotFoundError, match="model 'nosuch' not found"):
         openai_client.models.retrieve("nosuch")

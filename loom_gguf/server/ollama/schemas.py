@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from typing_extensions import NotRequired, TypedDict
 
 from ..tokens import Logprob
@@ -44,6 +44,9 @@ class ExposeHidden(_Request):
     encoding: Literal["json", "base64"] = "json"  # base64: little-endian float32, float16 or int8
     scale_block: Annotated[Int, Field(ge=1, le=2**31 - 1)] | None = None  # int8: values per scale; null: a whole row
     prompt: bool = False  # also the prompt's rows, before the first token
+
+
+_EXPOSE_HIDDEN = {"anyOf": [ExposeHidden.model_json_schema(), {"type": "null"}]}
 
 
 class Options(_Request):
@@ -85,9 +88,10 @@ class GenerationRequest(ModelRequest):
     think: bool | str | None = None  # whether to think first, where the model can; null: as its template has it
     logprobs: bool | None = None  # tell every token's log-probability
     top_logprobs: Int = 0  # 0 to 20: and so many of the most probable tokens'
-    expose_hidden: Any = Field(
+    # An ExposeHidden; read by Hidden.parse, which refuses it in words of its own.
+    expose_hidden: Annotated[Any, WithJsonSchema(_EXPOSE_HIDDEN)] = Field(
         default=None, validation_alias=AliasChoices("expose_hidden", "hidden_states")
-    )  # see ExposeHidden
+    )
 
 
 class GenerateBody(GenerationRequest):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ...errors import LoomError
 from ..http import Json
-from ..models import Entry, Models
+from ..models import Entry, Models, file_of
 from ..services import services
+
+logger = logging.getLogger(__name__)
 
 
 async def listed(request: Request) -> Response:
@@ -26,7 +30,17 @@ async def one(request: Request) -> Response:
 
 
 def _all(models: Models) -> list[dict[str, Any]]:
-    return [_described(entry) for entry in models.entries()]
+    """Those whose files can be read, as /api/tags has it."""
+    return [_described(entry) for entry in models.entries() if _readable(models, entry)]
+
+
+def _readable(models: Models, entry: Entry) -> bool:
+    try:
+        models.facts(file_of(entry))
+    except (LoomError, OSError) as error:
+        logger.warning("not listed: %s", error)
+        return False
+    return True
 
 
 def _one(models: Models, name: str) -> dict[str, Any]:
