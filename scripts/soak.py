@@ -42,7 +42,7 @@ _WARM_SEED = -1
 _QUEUE_FULL = "requests wait for this model already"
 _DIED = "the process of the model"
 _STREAMS = ("application/x-ndjson", "text/event-stream")
-_SHOWN = 10  # failures
+_ENOUGH = 10  # failures
 
 # What does not end before its context is full, and is then more than the 4 MiB that lie on the way to a client that
 # stands still: nodes, and what the text must be. State space models have other nodes, but only one sequence.
@@ -95,7 +95,7 @@ class Soak:
                 while True:
                     with lock:
                         plan = next(left, None)
-                    if plan is None:
+                    if plan is None or len(self.outcomes.failures) >= _ENOUGH:
                         return
                     self._one(mine, plan)
             finally:
@@ -392,7 +392,7 @@ def main() -> int:
     )
     print(text)
     if result.outcomes.failures:
-        print("\n".join(result.outcomes.failures[:_SHOWN]), file=sys.stderr)
+        print("\n".join(result.outcomes.failures[:_ENOUGH]), file=sys.stderr)
         print("Again: --seed SEED --only NUMBER", file=sys.stderr)
         return 1
     if options.write:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import urlsplit
 
-TIMEOUT = 120.0  # seconds without a byte after which a request counts as stuck
+TIMEOUT = 60.0  # seconds without a byte after which a request counts as stuck
 _FRESH = 2.0  # seconds that an idle connection is used again; the server closes it after 5
 _SMALL_BUFFER = 4096  # bytes that the kernel takes for a slow reader
 _PIECE = 65536  # bytes
