@@ -43,6 +43,17 @@ _QUEUE_FULL = "requests wait for this model already"
 _DIED = "the process of the model"
 _STREAMS = ("application/x-ndjson", "text/event-stream")
 _ENOUGH = 10  # failures
+_ABOUT = (
+    f"`loom-gguf serve --max-models {MAX_MODELS} --parallel {PARALLEL} --queue {QUEUE} --precision exact` with five "
+    "small models, asked by several clients at once. Some leave before the answer or in the middle of it, some read a "
+    "few bytes at a time, and now and then a model's process gets SIGKILL. Every whole answer is checked: its API's "
+    "form, every position of every node once, text and rows against those that the same model computed alone. An error "
+    "counts as right only where the request asks for it, where the queue is full, or where a process was killed during "
+    f"the request or in the {_KILL_SECONDS:.0f} s before it. The longest request includes waiting for other models to "
+    "be done, and loading. At each quarter the clients stop: all sequences must be free, which as many requests as a "
+    "model computes at once show by all having one at the same time; then every model is unloaded, and what the server "
+    "still holds is counted."
+)
 
 # What does not end before its context is full, and is then more than the 4 MiB that lie on the way to a client that
 # stands still: nodes, and what the text must be. State space models have other nodes, but only one sequence.
@@ -387,6 +398,7 @@ def main() -> int:
         [
             "## A server that is treated badly",
             f"`{command_line()}`: {machine(2)}",
+            _ABOUT,
             *report(result, len(options.only) or options.requests),
         ]
     )
