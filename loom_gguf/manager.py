@@ -19,7 +19,6 @@ from .errors import ModelClosedError
 from .jobs import Finished, PromptRows, Token
 from .requests import Embedded, EmbedRequest, GenerateRequest, LoadParams, ModelInfo, Started
 
-_PATIENCE = 5.0  # seconds that somebody waits for room before others may no longer go on using what is there
 _STOPPING = "the server is stopping; nothing is loaded any more"
 
 
@@ -106,13 +105,6 @@ class _Entry:
         return runner is not None and not runner.alive
 
 
-@dataclass(frozen=True, eq=False)
-class _Ticket:
-    """Of somebody who waits."""
-
-    since: datetime
-
-
 class Manager:
     """Loaded models by the path of their file."""
 
@@ -132,13 +124,10 @@ class Manager:
         self._entries: dict[Path, _Entry] = {}
         self._uses = itertools.count(1)
         self._changed = asyncio.Event()  # set, and replaced, when anybody who waits may look again
-        self._tickets: list[_Ticket] = []  # of those who found no room and wait, the first one first
         self._closed = False
         self._tasks: set[asyncio.Task[Any]] = set()  # asyncio itself keeps no reference to a task
 
-    def use(
-        self, params: LoadParams, keep_alive: float | None = None, *, held: bool = False
-    ) -> AbstractAsyncContextManager[RunnerLike]:
+    def use(self, params: LoadParams, keep_alive: float | None = None) -> AbstractAsyncContextManager[RunnerLike]:
         """The model, loaded if it was not, and kept at least until the end of the block.
 
         Who wants the same model shares one load. Where it is loaded with other params (a larger n_ctx, say), it is
@@ -148,15 +137,13 @@ class Manager:
         keep_alive: seconds that the model stays after its last use; negative: for ever; 0: it leaves when it is idle.
             None changes nothing about what was said for this model before, which is the manager's default at first.
 
-        held: the caller is in another use of the same model, so that it must not wait for whoever waits for its end.
-
         Raises what loading raises; a failure is not remembered. ModelClosedError after close().
         """
-        return self._use(params, keep_alive, held)
+        return self._use(params, keep_alive)
 
     @asynccontextmanager
-    async def _use(self, params: LoadParams, keep_alive: float | None, held: bool) -> AsyncIterator[RunnerLike]:
-        entry = await self._entry(params, held=held)
+    async def _use(self, params: LoadParams, keep_alive: float | None) -> AsyncIterator[RunnerLike]:
+        entry = await self._entry(params)
         entry.users += 1
         entry.used = next(self._uses)
         if keep_alive is not None:
@@ -219,57 +206,31 @@ class Manager:
 
     # -- coming ---------------------------------------------------------------------------------------------------
 
-    async def _entry(self, params: LoadParams, *, held: bool) -> _Entry:
+    async def _entry(self, params: LoadParams) -> _Entry:
         """The model's entry, loading or loaded; waits until there may be one."""
-        ticket: _Ticket | None = None
-        try:
-            while True:
-                if self._closed:
-                    raise ModelClosedError(_STOPPING)
-                self._drop_dead()
-                if held or not self._must_step_behind(ticket):
-                    entry = self._try_entry(params)
-                    if entry is not None:
-                        return entry
-                if ticket is None:
-                    ticket = _Ticket(self._clock.now())
-                    self._tickets.append(ticket)
-                await self._changed.wait()
-        finally:
-            if ticket is not None:
-                self._tickets.remove(ticket)
-                self._look_again()
-
-    def _must_step_behind(self, ticket: _Ticket | None) -> bool:
-        """Whether somebody has waited so long that who comes later, and would do with what is there, waits too.
-
-        Else two clients whose uses overlap could keep all others out for ever.
-        """
-        if not self._tickets or self._tickets[0] is ticket:
-            return False
-        return (self._clock.now() - self._tickets[0].since).total_seconds() >= _PATIENCE
-
-    def _try_entry(self, params: LoadParams) -> _Entry | None:
-        """The entry, if there may be one now; else room for it is made, where nobody uses what is in the way."""
-        entry = self._entries.get(params.path)
-        if entry is None and len(self._entries) < self._max_models:
-            # As a task of its own: a failure reaches everybody who waits for it, and no cancellation does.
-            load = self._spawn(_awaited(self._load(params)))
-            made = self._entries[params.path] = _Entry(params, load, self._default_keep_alive)
-            load.add_done_callback(lambda _: self._on_load(made))
-            return made
-        if entry is not None and entry.leaving is None and entry.params == params:
-            return entry
-        if entry is not None:
-            in_the_way = [entry]
-        elif any(other.leaving is not None for other in self._entries.values()):
-            in_the_way = []  # room is being made already; whoever does not get it looks again
-        else:
-            in_the_way = list(self._entries.values())
-        idle = [other for other in in_the_way if not other.users and other.leaving is None]
-        if idle:
-            self._leave(min(idle, key=lambda other: other.used))
-        return None
+        while True:
+            if self._closed:
+                raise ModelClosedError(_STOPPING)
+            self._drop_dead()
+            entry = self._entries.get(params.path)
+            if entry is None and len(self._entries) < self._max_models:
+                # As a task of its own: a failure reaches everybody who waits for it, and no cancellation does.
+                load = self._spawn(_awaited(self._load(params)))
+                entry = self._entries[params.path] = _Entry(params, load, self._default_keep_alive)
+                load.add_done_callback(lambda _, entry=entry: self._on_load(entry))  # type: ignore[misc]
+                return entry
+            if entry is not None and entry.leaving is None and entry.params == params:
+                return entry
+            if entry is not None:
+                in_the_way = [entry]
+            elif any(other.leaving is not None for other in self._entries.values()):
+                in_the_way = []  # room is being made already; whoever does not get it looks again
+            else:
+                in_the_way = list(self._entries.values())
+            idle = [other for other in in_the_way if not other.users and other.leaving is None]
+            if idle:
+                self._leave(min(idle, key=lambda other: other.used))
+            await self._changed.wait()
 
     def _on_load(self, entry: _Entry) -> None:
         if entry.runner is None and entry.leaving is None:

@@ -14,9 +14,7 @@ from ..requests import LoadParams
 class ManagerLike(Protocol):
     """Loaded models by file."""
 
-    def use(
-        self, params: LoadParams, keep_alive: float | None = None, *, held: bool = False
-    ) -> AbstractAsyncContextManager[RunnerLike]:
+    def use(self, params: LoadParams, keep_alive: float | None = None) -> AbstractAsyncContextManager[RunnerLike]:
         """The model, loaded if need be, and kept during the block. keep_alive: seconds; negative for ever."""
         ...
 

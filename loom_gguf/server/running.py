@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -28,7 +28,6 @@ class Use:
     name: str  # of the model, as the library has it: for the log and the metrics, where clients may make no names
     params: LoadParams
     keep_alive: float | None  # seconds; None: as before
-    held: bool = False  # within holding()
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ async def generating(
     """
     summary = Summary(use.name, use.endpoint)
     try:
-        async with found.manager.use(use.params, use.keep_alive, held=use.held) as runner:
+        async with found.manager.use(use.params, use.keep_alive) as runner:
             seconds = time.perf_counter() - summary.started
             yield Loaded(runner.info, seconds)
             async with aclosing(runner.generate(make(runner.info))) as events:
@@ -105,7 +104,7 @@ async def embedding(
 
 
 @asynccontextmanager
-async def holding(found: Services, use: Use) -> AsyncIterator[Use]:
+async def holding(found: Services, use: Use) -> AsyncIterator[None]:
     """The model stays loaded between several requests of one client. What they do is logged with each of them."""
     async with AsyncExitStack() as stack:
         try:
@@ -113,7 +112,7 @@ async def holding(found: Services, use: Use) -> AsyncIterator[Use]:
         except Exception as error:
             Summary(use.name, use.endpoint, outcome=f"error {describe(error).text}").write()
             raise
-        yield replace(use, held=True)
+        yield
 
 
 def at_once(settings: ServerSettings) -> int:

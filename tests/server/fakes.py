@@ -144,9 +144,7 @@ class FakeManager:
     idle_since: datetime | None = None
 
     @asynccontextmanager
-    async def use(
-        self, params: LoadParams, keep_alive: float | None = None, *, held: bool = False
-    ) -> AsyncIterator[FakeRunner]:
+    async def use(self, params: LoadParams, keep_alive: float | None = None) -> AsyncIterator[FakeRunner]:
         if self.fails:
             raise self.fails
         self.uses.append((params, keep_alive))

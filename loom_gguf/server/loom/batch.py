@@ -26,8 +26,8 @@ async def generate(request: Request) -> Response:
 
 async def _whole(found: Services, use: Use, body: BatchBody) -> GeneratedBatch:
     budget = Budget(found.settings.max_answer)
-    async with holding(found, use) as held:
-        answers = [Answer(found, held, body, prompt, budget) for prompt in body.prompts]
+    answers = [Answer(found, use, body, prompt, budget) for prompt in body.prompts]
+    async with holding(found, use):
         began = time.perf_counter()
         results = await in_order([answer.complete for answer in answers], at_once(found.settings), "prompts")
         seconds = time.perf_counter() - began
